@@ -1,0 +1,319 @@
+"""The client: save, load, remove and flush through a daemon."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from typing import Any, Callable, List, Optional, Tuple, TypeVar
+
+import grpc
+import torch
+
+from . import launch, local, names
+from .capture import capture
+from .errors import (
+    CheckpointError,
+    DaemonUnavailableError,
+    SaveError,
+    SessionLostError,
+    reason_of,
+)
+from .names import PathLike
+from .save import Save
+from .session import Session, session_for
+from .transfer import Caller, call, load_once, save_once
+from .v1 import checkpoint_pb2 as pb
+
+#: Seconds that a call may take where neither the call nor the client says otherwise.
+DEFAULT_TIMEOUT = 600.0
+_ATTEMPTS = 3
+
+_T = TypeVar("_T")
+_log = logging.getLogger("ckptd")
+
+
+class Client:
+    """Saves checkpoints through a ckptd daemon. Thread-safe, picklable, usable after fork.
+
+    address:        "unix:PATH" or "HOST:PORT"; default $CKPTD_ADDRESS, else this user's socket.
+    job:            names the saves; default $CKPTD_JOB, else the launcher's id, else one for each
+                    process. A removal waits for the earlier saves of its job.
+    on_full:        what a save does at the staging budget: "block".
+    on_unavailable: where no daemon answers: "start" one for this user (it ends itself when idle
+                    for 10 min), "fallback" to plain torch.save with one warning, or "raise".
+    timeout:        seconds that each call may take; DEFAULT_TIMEOUT if None.
+    transport:      "shm" (shared memory), "grpc" (a stream), or "auto": the first that works.
+
+    Connects when it is first used. Raises ValueError for a wrong argument.
+    """
+
+    def __init__(
+        self,
+        address: Optional[str] = None,
+        job: Optional[str] = None,
+        on_full: str = "block",
+        on_unavailable: str = "start",
+        timeout: Optional[float] = None,
+        transport: str = "auto",
+    ) -> None:
+        _check_choice("on_full", on_full, ("block",))
+        _check_choice("on_unavailable", on_unavailable, ("start", "fallback", "raise"))
+        _check_choice("transport", transport, ("auto", "shm", "grpc"))
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout: {timeout!r} is not a number of seconds above 0.")
+        self._arguments = (address, job, on_full, on_unavailable, timeout, transport)
+        self.address = address or names.default_address()
+        self.timeout = DEFAULT_TIMEOUT if timeout is None else float(timeout)
+        self._job = job or ""
+        self._on_unavailable = on_unavailable
+        self._transport = transport
+        self._owner = object()
+        self._warned = False
+
+    def __repr__(self) -> str:
+        return f"<ckptd.Client {self.address} jobs/{self.job}>"
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return type(self), self._arguments
+
+    @property
+    def job(self) -> str:
+        """The job that saves are named after, without "jobs/"."""
+        return names.job_id(self._job)
+
+    def save(self, obj: Any, path: PathLike, backend: str = "torch") -> Save:
+        """Saves what torch.save would, and returns when the snapshot is the daemon's.
+
+        From then on `obj` may be changed or freed. The parent directories of `path` exist then;
+        the checkpoint appears at `path`, whole, when it is durable: see Save.result.
+
+        Raises SaveError if the save is not accepted (docs/errors.md lists its `reason`s),
+        UnpicklableError, SaveTimeoutError, DaemonUnavailableError, ValueError for a URL, and what
+        torch.save raises for tensors that it refuses. The path is as it was then.
+        """
+        target = names.local_path(path)
+        captured = capture(obj, target)
+        caller = self._caller()
+
+        def save_locally() -> Save:
+            local.save(obj, target)
+            done = pb.Save(path=target, state=pb.Save.SUCCEEDED, backend=backend)
+            return Save(self.address, self.timeout, self._owner, done, "")
+
+        return self._run(
+            lambda session, session_id: save_once(
+                caller, session, session_id, captured, target, backend
+            ),
+            save_locally,
+        )
+
+    def load(
+        self, path: PathLike, map_location: Any = "cpu", weights_only: Optional[bool] = None
+    ) -> Any:
+        """Loads a checkpoint with torch.load, after everything accepted before on `path`.
+
+        map_location, weights_only: handed to torch.load as they are; None is its default.
+        Raises FileNotFoundError if there is no file then, CheckpointTimeoutError,
+        CheckpointError, and what torch.load raises.
+        """
+        target = names.local_path(path)
+        caller = self._caller()
+
+        def read(file: Any) -> Any:
+            return torch.load(file, map_location=map_location, weights_only=weights_only)
+
+        def read_locally() -> Any:
+            if not os.path.exists(target):
+                raise FileNotFoundError(f"Checkpoint file not found: {path}")
+            return read(target)
+
+        try:
+            return self._run(
+                lambda session, session_id: load_once(caller, session, session_id, target, read),
+                read_locally,
+            )
+        except CheckpointError as error:
+            if error.reason != "CHECKPOINT_NOT_FOUND":
+                raise
+            raise FileNotFoundError(str(error)) from error
+
+    def remove(self, path: PathLike, wait: bool = True) -> None:
+        """Removes a file or folder, after the saves that this job had accepted are durable.
+
+        A missing path is no error. With wait=False it returns once the removal has its place in
+        the order; `flush` raises if it fails then. Raises CheckpointError.
+        """
+        target = names.local_path(path)
+        request = pb.RemoveCheckpointRequest(parent=f"jobs/{self.job}", path=target, wait=wait)
+        self._run(
+            lambda session, _: call(
+                session,
+                "RemoveCheckpoint",
+                request,
+                timeout=self.timeout,
+                waited_for="saves that were accepted before have not ended; it goes on",
+                path=target,
+            ),
+            lambda: local.remove(target),
+        )
+
+    def flush(self, timeout: Optional[float] = None) -> None:
+        """Waits until the saves and removals of this job that were accepted so far have ended.
+
+        timeout: seconds; the client's if None. Starts no daemon. Raises SaveError for saves of
+        this client that failed and were not reported before, CheckpointError for removals that
+        failed, CheckpointTimeoutError.
+        """
+        limit = self.timeout if timeout is None else timeout
+        session = session_for(self.address)
+        failed_removals: List[CheckpointError] = []
+        try:
+            failed_removals = self._flush(session, limit)
+        except DaemonUnavailableError:
+            # Where there is no daemon, nothing is pending but what died with it.
+            for save in session.ledger.pending(self._owner):
+                session.ledger.settle(save, save.lost())
+        failed = [save.error() for save in session.ledger.take_failed(self._owner)]
+        _raise_first(failed + failed_removals)
+
+    def reserve(self, obj_or_bytes: Any, images: int = 2, wait: bool = False) -> int:
+        """Has the daemon make staging memory ready, so that the first save finds it warm.
+
+        obj_or_bytes: what will be saved, or its size in bytes.
+        images:       how many saves may be under way at once.
+        wait:         whether to return only when the memory is ready.
+        Returns how many such images fit the budget. Raises SaveError if not one does.
+        """
+        size = obj_or_bytes
+        if not isinstance(size, int):
+            size = capture(obj_or_bytes).image_bytes()
+
+        def ask(session: Session, session_id: str) -> int:
+            request = pb.ReserveRequest(
+                session_id=session_id, image_bytes=size, image_count=images, wait=wait
+            )
+            waited_for = "staging memory is still being made ready"
+            return call(
+                session,
+                "Reserve",
+                request,
+                timeout=self.timeout,
+                waited_for=waited_for,
+                kind=SaveError,
+            ).image_count
+
+        return self._run(ask, lambda: 0)
+
+    def raise_failed(self) -> None:
+        """Raises SaveError for saves that are known to have failed and were not reported yet.
+
+        Does not wait. Each failure is raised once, by whichever comes first: this, `flush` or
+        Save.result.
+        """
+        session = session_for(self.address)
+        try:
+            session.ledger.ask_orphans(session.id, session.get_save)
+        except (grpc.RpcError, DaemonUnavailableError):
+            _log.debug("%s: cannot ask after earlier saves", self.address, exc_info=True)
+        _raise_first([save.error() for save in session.ledger.take_failed(self._owner)])
+
+    def close(self) -> None:
+        """Lets go of the session; accepted saves go on. The client may be used again."""
+        session_for(self.address).release(self)
+
+    def _caller(self) -> Caller:
+        return Caller(self.address, self.job, self.timeout, self._transport, self._owner)
+
+    def _run(self, operation: Callable[[Session, str], _T], without_daemon: Callable[[], _T]) -> _T:
+        """Runs `operation` in an open session; again, in a new one, if the daemon restarts."""
+        attempt = 0
+        while True:
+            session = session_for(self.address)
+            try:
+                self._connect(session)
+            except DaemonUnavailableError as error:
+                if self._on_unavailable != "fallback":
+                    raise
+                self._warn(error)
+                return without_daemon()
+            with session.operation() as session_id:
+                try:
+                    return operation(session, session_id)
+                except SessionLostError:
+                    session.lose(session_id)
+                    attempt += 1
+                    if attempt == _ATTEMPTS:
+                        raise
+
+    def _connect(self, session: Session) -> None:
+        session.acquire(self)
+        try:
+            session.connect()
+        except DaemonUnavailableError:
+            if self._on_unavailable != "start":
+                raise
+            launch.start(session)
+
+    def _warn(self, error: DaemonUnavailableError) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{error} Until one answers, checkpoints are written by torch.save, and training "
+                "waits for the disk.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _flush(self, session: Session, limit: float) -> List[CheckpointError]:
+        """Waits for this job, brings the ledger up to date, returns the failed removals."""
+        deadline = time.monotonic() + limit
+        request = pb.FlushRequest(parent=f"jobs/{self.job}")
+        for left in reversed(range(_ATTEMPTS)):
+            session.connect()
+            with session.operation() as session_id:
+                try:
+                    response = call(
+                        session,
+                        "Flush",
+                        request,
+                        timeout=max(0.001, deadline - time.monotonic()),
+                        waited_for=f"saves or removals of jobs/{self.job} go on",
+                    )
+                    for save in session.ledger.pending(self._owner):
+                        session.ledger.ask(save, session.get_save)
+                    return [_removal_error(removal) for removal in response.failed_removals]
+                except SessionLostError:
+                    session.lose(session_id)
+                    if not left:
+                        raise
+        raise AssertionError("unreachable")
+
+
+def _removal_error(removal: pb.FailedRemoval) -> CheckpointError:
+    text = removal.error.message
+    return CheckpointError(
+        text if removal.path in text else f"{removal.path}: {text}",
+        reason=reason_of(removal.error),
+        path=removal.path,
+    )
+
+
+def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
+    if value not in choices:
+        allowed = " or ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{name}: {value!r} is not supported; use {allowed}.")
+
+
+def _raise_first(errors: List[CheckpointError]) -> None:
+    """Raises the first of the errors, which also tells of the others."""
+    if not errors:
+        return
+    first = errors[0]
+    if len(errors) > 1:
+        others = "".join(f"\nAlso: {error}" for error in errors[1:])
+        first = type(first)(
+            f"{first}{others}", reason=first.reason, path=first.path, save=first.save
+        )
+    raise first

@@ -1,0 +1,111 @@
+"""What this package raises, and how an error of the daemon becomes one of these.
+
+Every message starts with what it is about (a path, an address), says why, and what to do.
+`reason` is the ErrorInfo.reason of the daemon where the error comes from there.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Optional, Type
+
+import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class CheckpointError(RuntimeError):
+    """Base of all errors of this package.
+
+    reason: upper-case word for programs, for example "STORAGE_FULL".
+    path:   of the checkpoint concerned, or None.
+    save:   name of the save concerned, "jobs/{job}/saves/{save}", or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "",
+        path: Optional[str] = None,
+        save: Optional[str] = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.path = path
+        self.save = save
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be saved; whatever was at its path before still is."""
+
+
+class CheckpointTimeoutError(CheckpointError, TimeoutError):
+    """A wait reached its deadline. What was accepted before goes on in the daemon."""
+
+
+class SaveTimeoutError(SaveError, CheckpointTimeoutError):
+    """A save, or the wait for one, reached its deadline."""
+
+
+class UnpicklableError(SaveError, pickle.PicklingError):
+    """The object holds something that Python cannot pickle; the message says where."""
+
+
+class DaemonUnavailableError(SaveError, ConnectionError):
+    """There is no daemon at the address, or it went away during the call."""
+
+
+class SessionLostError(DaemonUnavailableError):
+    """The connection broke in the middle of a call; whether the call took effect is unknown."""
+
+
+def status_of(error: grpc.RpcError) -> status_pb2.Status:
+    """The google.rpc.Status of a failed call; made from code and text where none was sent."""
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY:
+            return status_pb2.Status.FromString(value)
+    return status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+
+
+def reason_of(status: status_pb2.Status) -> str:
+    """ErrorInfo.reason of a status, or the name of its code where there is none."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR):
+            detail.Unpack(info)
+            return info.reason
+    return code_pb2.Code.Name(status.code)
+
+
+def from_rpc(
+    error: grpc.RpcError,
+    *,
+    about: str,
+    waited_for: str,
+    timeout: float,
+    path: Optional[str] = None,
+    save: Optional[str] = None,
+    kind: Type[CheckpointError] = CheckpointError,
+) -> CheckpointError:
+    """Makes the exception for a failed call.
+
+    about:      what the message starts with: the path, or the address.
+    waited_for: completes "… within {timeout} s: " when the deadline ran out.
+    kind:       class of the result, unless it is a time-out or the daemon is gone.
+    """
+    status = status_of(error)
+    reason = reason_of(status)
+    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        timed_out = SaveTimeoutError if issubclass(kind, SaveError) else CheckpointTimeoutError
+        # The daemon's own words where it had the time to say them.
+        cause = status.message if status.details else waited_for
+        message = f"{about}: not done within {timeout:g} s: {cause}"
+        return timed_out(message, reason=reason, path=path, save=save)
+    message = status.message if about in status.message else f"{about}: {status.message}"
+    # A call is cancelled without a reason where another thread found the connection broken.
+    broken = error.code() == grpc.StatusCode.UNAVAILABLE or reason == "CANCELLED"
+    if broken or reason == "SESSION_NOT_FOUND":
+        return SessionLostError(message, reason=reason, path=path, save=save)
+    return kind(message, reason=reason, path=path, save=save)

@@ -1,0 +1,155 @@
+"""The Lightning plugin: `Trainer(plugins=[SidecarCheckpointIO()])`.
+
+`lightning` and `pytorch_lightning` hold separate classes of the same name, and each Trainer insists
+on its own. The plugin derives from those that are installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from types import FrameType
+from typing import Any, Dict, List, Optional, Tuple
+
+from .client import Client
+from .errors import CheckpointError
+from .names import PathLike
+from .save import Save
+
+_log = logging.getLogger("ckptd")
+
+# Images that a training run keeps warm: one is being copied into while another is being written.
+_WARM_IMAGES = 2
+# Where Lightning catches an exception of training and calls teardown before it raises it again.
+_LIGHTNING_HANDLER = "_call_and_handle_interrupt"
+
+
+def _base_classes() -> Tuple[type, ...]:
+    bases: List[type] = []
+    for module in ("lightning.fabric.plugins", "lightning_fabric.plugins"):
+        try:
+            bases.append(importlib.import_module(module).CheckpointIO)
+        except ImportError:
+            continue
+    if not bases:
+        raise ImportError(
+            "ckptd.lightning: neither lightning nor pytorch-lightning can be imported. Install one "
+            "of them, or use ckptd.save and ckptd.load, which need neither."
+        )
+    return tuple(bases)
+
+
+class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
+    """Saves through the ckptd daemon: training goes on as soon as the snapshot is taken.
+
+    backend: format of the checkpoint; "torch" is what torch.save writes.
+    wait:    "accepted": save_checkpoint returns when the snapshot is the daemon's; "durable": when
+             the checkpoint is on stable storage.
+    client:  a ckptd.Client; one with the defaults if None.
+
+    A save that fails after it was accepted is raised once: by the next save_checkpoint (when its
+    own save is accepted), or by teardown. Picklable, copyable and usable after fork.
+    """
+
+    def __init__(
+        self, *, backend: str = "torch", wait: str = "accepted", client: Optional[Client] = None
+    ) -> None:
+        super().__init__()
+        if wait not in ("accepted", "durable"):
+            raise ValueError(f'wait: {wait!r} is not supported; use "accepted" or "durable".')
+        self.backend = backend
+        self.wait = wait
+        self.client = client if client is not None else Client()
+        self._reserved_bytes = 0
+
+    def save_checkpoint(
+        self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Optional[Any] = None
+    ) -> None:
+        """Saves `checkpoint` to `path`; it may be changed as soon as this returns.
+
+        Raises TypeError if storage_options is given, and what Client.save raises. A SaveError whose
+        `save` names an earlier save tells of that one; this one is accepted.
+        """
+        if storage_options is not None:
+            raise TypeError(
+                "`Trainer.save_checkpoint(..., storage_options=...)` with `storage_options` arg is"
+                f" not supported for `{type(self).__name__}`. Please implement your custom"
+                " `CheckpointIO` to define how you'd like to use `storage_options`."
+            )
+        save = self.client.save(checkpoint, path, backend=self.backend)
+        if self.wait == "durable":
+            save.result()
+        self._reserve(save)
+        if _exception_in_flight() is None:
+            self.client.raise_failed()
+
+    def load_checkpoint(
+        self,
+        path: PathLike,
+        map_location: Optional[Any] = None,
+        weights_only: Optional[bool] = None,
+    ) -> Dict[str, Any]:
+        """Loads the checkpoint at `path`, after the saves to it that were accepted before.
+
+        map_location: as torch.load takes it; the CPU if None. weights_only: handed to torch.load.
+        Raises FileNotFoundError if there is none.
+        """
+        location = "cpu" if map_location is None else map_location
+        return self.client.load(path, map_location=location, weights_only=weights_only)
+
+    def remove_checkpoint(self, path: PathLike) -> None:
+        """Has the file or folder at `path` removed once the saves before it are durable.
+
+        Does not wait for that; if it fails then, teardown raises it.
+        """
+        self.client.remove(path, wait=False)
+
+    def teardown(self) -> None:
+        """Waits until all saves are durable and lets go of the daemon; the plugin stays usable.
+
+        Raises for a save or removal that failed and was not reported yet. While an exception of
+        training is under way, it adds a note to that and logs the failure instead.
+        """
+        in_flight = _exception_in_flight()
+        try:
+            self.client.flush()
+        except CheckpointError as error:
+            if in_flight is None:
+                raise
+            _log.error("%s", error)
+            if hasattr(in_flight, "add_note"):
+                in_flight.add_note(f"ckptd, while this was handled: {error}")
+        finally:
+            self.client.close()
+
+    def _reserve(self, save: Save) -> None:
+        """Has memory for the next save made warm while this one is written."""
+        if save.total_bytes <= self._reserved_bytes:
+            return
+        self._reserved_bytes = save.total_bytes
+        try:
+            self.client.reserve(save.total_bytes, images=_WARM_IMAGES)
+        except CheckpointError:
+            _log.debug("cannot reserve %d bytes", save.total_bytes, exc_info=True)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return {**self.__dict__, "_reserved_bytes": 0}
+
+
+def _exception_in_flight() -> Optional[BaseException]:
+    """The exception that is being handled further up the stack, if raising would mask it.
+
+    One that was being handled before training began, as where fit is called again in an `except`
+    block, is not: it lies outside the frame in which Lightning guards this training.
+    """
+    exception = sys.exc_info()[1]
+    if exception is None or exception.__traceback__ is None:
+        return exception
+    handler = exception.__traceback__.tb_frame
+    frame: Optional[FrameType] = sys._getframe(1)
+    while frame is not None and frame is not handler:
+        if frame.f_code.co_name == _LIGHTNING_HANDLER:
+            return None
+        frame = frame.f_back
+    return exception

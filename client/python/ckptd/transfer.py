@@ -1,0 +1,221 @@
+"""One save and one load through an open session.
+
+A save: BeginSave (plan, image) -> copy -> CommitSave. A load: BeginLoad holds the path -> open the
+file -> EndLoad lets go of it, before a byte is read: the open file stays what it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Type, TypeVar
+
+import grpc
+
+from . import names, stream
+from .capture import Captured
+from .errors import CheckpointError, SaveError, from_rpc
+from .save import Save
+from .session import ANSWER_TIMEOUT, Session
+from .shm import NotSharedError
+from .v1 import checkpoint_pb2 as pb
+
+_T = TypeVar("_T")
+_log = logging.getLogger("ckptd")
+
+
+@dataclass
+class Caller:
+    """What the calls of one client have in common."""
+
+    address: str
+    job: str
+    timeout: float  # seconds for one operation
+    transport: str  # "auto", "shm" or "grpc"
+    owner: Any  # whose saves are reported together
+
+
+def call(
+    session: Session,
+    method: str,
+    request: Any,
+    *,
+    timeout: float,
+    waited_for: str,
+    path: Optional[str] = None,
+    save: Optional[str] = None,
+    kind: Type[CheckpointError] = CheckpointError,
+) -> Any:
+    """Makes a call; raises the exceptions of errors.from_rpc."""
+    try:
+        return session.call(method, request, timeout)
+    except grpc.RpcError as error:
+        raise from_rpc(
+            error,
+            about=path or session.address,
+            waited_for=waited_for,
+            timeout=timeout,
+            path=path,
+            save=save,
+            kind=kind,
+        ) from error
+
+
+def save_once(
+    caller: Caller, session: Session, session_id: str, captured: Captured, path: str, backend: str
+) -> Save:
+    """Hands a captured object to the daemon. Raises SaveError; nothing is accepted then."""
+    deadline = time.monotonic() + caller.timeout
+    begun = _begin(caller, session, session_id, captured, path, backend)
+    save = Save(caller.address, caller.timeout, caller.owner, begun.save, session_id)
+    session.ledger.add(save)
+    try:
+        _fill(caller, session, captured, begun, deadline)
+        committed = call(
+            session,
+            "CommitSave",
+            pb.CommitSaveRequest(name=save.name),
+            timeout=ANSWER_TIMEOUT,
+            waited_for="the daemon is slow to accept the save",
+            path=path,
+            save=save.name,
+            kind=SaveError,
+        )
+    except BaseException:
+        session.ledger.discard(save)
+        _abort(session, save)
+        raise
+    session.ledger.settle(save, committed.save)
+    for ended in committed.ended_saves:
+        session.ledger.update(ended)
+    return save
+
+
+def _begin(
+    caller: Caller, session: Session, session_id: str, captured: Captured, path: str, backend: str
+) -> pb.BeginSaveResponse:
+    request = pb.BeginSaveRequest(
+        session_id=session_id,
+        name=f"jobs/{caller.job}/saves/{names.save_id()}",
+        path=path,
+        backend=backend,
+        object_bytes=len(captured.pickle),
+        umask=names.umask(),
+    )
+    for key, record in enumerate(captured.records):
+        dtype = str(record.dtype).replace("torch.", "", 1)
+        request.tensors.add(name=str(key), dtype=dtype, size_bytes=record.size_bytes)
+    return call(
+        session,
+        "BeginSave",
+        request,
+        timeout=caller.timeout,
+        waited_for="no staging memory came free; see `ckptctl status`",
+        path=path,
+        save=request.name,
+        kind=SaveError,
+    )
+
+
+def _fill(
+    caller: Caller,
+    session: Session,
+    captured: Captured,
+    begun: pb.BeginSaveResponse,
+    deadline: float,
+) -> None:
+    if caller.transport != "grpc":
+        try:
+            with session.mappings.hold(begun.image) as address:
+                session.copier.copy(captured, begun, address)
+            return
+        except NotSharedError as error:
+            if caller.transport == "shm":
+                raise SaveError(
+                    f"{begun.save.path}: no shared memory with the daemon at {session.address}: "
+                    f'{error}. Give both the same pool directory, or use transport="auto".',
+                    reason="NOT_SHARED",
+                    path=begun.save.path,
+                    save=begun.save.name,
+                ) from error
+            _log.debug("%s: %s; streaming", session.address, error)
+    left = max(0.001, deadline - time.monotonic())
+    try:
+        stream.write(session, captured, begun, left)
+    except grpc.RpcError as error:
+        raise from_rpc(
+            error,
+            about=begun.save.path,
+            waited_for="its bytes were being streamed to the daemon",
+            timeout=caller.timeout,
+            path=begun.save.path,
+            save=begun.save.name,
+            kind=SaveError,
+        ) from error
+
+
+def _abort(session: Session, save: Save) -> None:
+    try:
+        session.call("AbortSave", pb.AbortSaveRequest(name=save.name), ANSWER_TIMEOUT)
+    except (grpc.RpcError, CheckpointError):
+        # The daemon gives up what is staging when the session ends.
+        _log.debug("%s: cannot abort %s", session.address, save.name, exc_info=True)
+
+
+def load_once(
+    caller: Caller, session: Session, session_id: str, path: str, read: Callable[[Any], _T]
+) -> _T:
+    """Gives the file at `path`, when its turn has come, to `read`: as a path or a file object."""
+    waiting = "saves or removals that were accepted before on this path have not ended"
+    begun = call(
+        session,
+        "BeginLoad",
+        pb.BeginLoadRequest(session_id=session_id, path=path),
+        timeout=caller.timeout,
+        waited_for=waiting,
+        path=path,
+    )
+    end = pb.EndLoadRequest(load_id=begun.load_id)
+    fd = -1
+    try:
+        try:
+            if caller.transport != "grpc":
+                fd = _open_same(path, begun)
+            if fd < 0:
+                content = stream.read(session, begun.load_id, caller.timeout)
+        except grpc.RpcError as error:
+            raise from_rpc(
+                error,
+                about=path,
+                waited_for="its bytes were being streamed from the daemon",
+                timeout=caller.timeout,
+                path=path,
+            ) from error
+        finally:
+            call(session, "EndLoad", end, timeout=ANSWER_TIMEOUT, waited_for="EndLoad", path=path)
+        if fd < 0:
+            return read(content)
+        # By name, which torch reads faster than a Python file object; it leads to the open file.
+        by_name = f"/proc/self/fd/{fd}"
+        if os.path.exists(by_name):
+            return read(by_name)
+        with open(fd, "rb", closefd=False) as file:
+            return read(file)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open_same(path: str, begun: pb.BeginLoadResponse) -> int:
+    """Opens `path` if it leads to the daemon's file; -1 if it does not."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    found = os.fstat(fd)
+    if (found.st_dev, found.st_ino) == (begun.device, begun.inode):
+        return fd
+    os.close(fd)
+    return -1

@@ -1,0 +1,15 @@
+#ifndef CKPTD_PLUGINS_TORCH_TORCH_PLUGIN_H_
+#define CKPTD_PLUGINS_TORCH_TORCH_PLUGIN_H_
+
+#include "plugins/abi/plugin.h"
+
+namespace ckptd {
+
+// The backend "torch": the file is the zip that torch.save writes (2.7 and later), with archive
+// name "archive". The object is data.pkl; tensors are storages, named "0", "1", ... in the order in
+// which data.pkl names them. Takes no options.
+const ckptd_plugin* TorchPlugin();
+
+}  // namespace ckptd
+
+#endif  // CKPTD_PLUGINS_TORCH_TORCH_PLUGIN_H_

@@ -1,0 +1,175 @@
+#include "server/api/service.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "proto/status/error_info.h"
+
+namespace ckptd {
+namespace {
+
+constexpr size_t kReadBytes = size_t{1} << 20;
+
+// A little before the caller's deadline, so that our sentence reaches it before its own timer ends
+// the call without one.
+absl::Time Deadline(const grpc::ServerContext& context) {
+  const absl::Time deadline = absl::FromChrono(context.deadline());
+  const absl::Duration left = deadline - absl::Now();
+  return deadline - std::clamp(left / 20, absl::Milliseconds(10), absl::Milliseconds(500));
+}
+
+// Moves a result into a response, or returns its error.
+template <typename T>
+grpc::Status Answer(absl::StatusOr<T> result, T* response) {
+  if (!result.ok()) return ToGrpc(result.status());
+  *response = *std::move(result);
+  return grpc::Status::OK;
+}
+
+}  // namespace
+
+CheckpointServiceImpl::CheckpointServiceImpl(SaveQueue* queue, const Pool* pool, Identity identity)
+    : queue_(queue), pool_(pool), identity_(std::move(identity)) {}
+
+grpc::ServerWriteReactor<v1::SessionEvent>* CheckpointServiceImpl::OpenSession(
+    grpc::CallbackServerContext* context, const v1::OpenSessionRequest* request) {
+  return NewSessionStream(&streams_, queue_, request->client().substr(0, 256), identity_.version);
+}
+
+grpc::ServerWriteReactor<v1::Save>* CheckpointServiceImpl::WatchSaves(
+    grpc::CallbackServerContext* context, const v1::WatchSavesRequest* request) {
+  return NewWatchStream(&streams_, queue_, *request);
+}
+
+grpc::Status CheckpointServiceImpl::Reserve(grpc::ServerContext* context,
+                                            const v1::ReserveRequest* request,
+                                            v1::ReserveResponse* response) {
+  absl::StatusOr<int> count = queue_->Reserve(*request, Deadline(*context));
+  if (!count.ok()) return ToGrpc(count.status());
+  response->set_image_count(*count);
+  return grpc::Status::OK;
+}
+
+grpc::Status CheckpointServiceImpl::BeginSave(grpc::ServerContext* context,
+                                              const v1::BeginSaveRequest* request,
+                                              v1::BeginSaveResponse* response) {
+  const grpc::Status status = Answer(queue_->BeginSave(*request, Deadline(*context)), response);
+  // Nobody is there to hear of the image: it must not stay away until the session ends.
+  if (status.ok() && context->IsCancelled()) queue_->AbortSave(request->name()).IgnoreError();
+  return status;
+}
+
+grpc::Status CheckpointServiceImpl::WriteSave(grpc::ServerContext* context,
+                                              grpc::ServerReader<v1::WriteSaveRequest>* reader,
+                                              v1::WriteSaveResponse* response) {
+  v1::WriteSaveRequest request;
+  std::string name;
+  while (reader->Read(&request)) {
+    if (name.empty()) name = request.name();
+    absl::StatusOr<int64_t> staged = queue_->WriteSave(name, request.offset(), request.data());
+    if (!staged.ok()) return ToGrpc(staged.status());
+    response->set_staged_bytes(*staged);
+  }
+  if (name.empty()) {
+    return ToGrpc(MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST",
+                            "WriteSave: the stream's first message names no save, or is none; "
+                            "make it from the proto/ of this daemon's version"));
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status CheckpointServiceImpl::CommitSave(grpc::ServerContext* context,
+                                               const v1::CommitSaveRequest* request,
+                                               v1::CommitSaveResponse* response) {
+  return Answer(queue_->CommitSave(request->name()), response);
+}
+
+grpc::Status CheckpointServiceImpl::AbortSave(grpc::ServerContext* context,
+                                              const v1::AbortSaveRequest* request,
+                                              v1::Save* response) {
+  return Answer(queue_->AbortSave(request->name()), response);
+}
+
+grpc::Status CheckpointServiceImpl::BeginLoad(grpc::ServerContext* context,
+                                              const v1::BeginLoadRequest* request,
+                                              v1::BeginLoadResponse* response) {
+  const grpc::Status status = Answer(queue_->BeginLoad(*request, Deadline(*context)), response);
+  if (status.ok() && context->IsCancelled()) queue_->EndLoad(response->load_id());
+  return status;
+}
+
+grpc::Status CheckpointServiceImpl::ReadLoad(grpc::ServerContext* context,
+                                             const v1::ReadLoadRequest* request,
+                                             grpc::ServerWriter<v1::ReadLoadResponse>* writer) {
+  v1::ReadLoadResponse response;
+  for (int64_t offset = request->offset();;) {
+    absl::StatusOr<std::string> data = queue_->ReadLoad(request->load_id(), offset, kReadBytes);
+    if (!data.ok()) return ToGrpc(data.status());
+    if (data->empty()) return grpc::Status::OK;
+    offset += static_cast<int64_t>(data->size());
+    response.set_data(*std::move(data));
+    if (!writer->Write(response)) return grpc::Status::OK;  // the caller is gone
+  }
+}
+
+grpc::Status CheckpointServiceImpl::EndLoad(grpc::ServerContext* context,
+                                            const v1::EndLoadRequest* request,
+                                            v1::EndLoadResponse* response) {
+  queue_->EndLoad(request->load_id());
+  return grpc::Status::OK;
+}
+
+grpc::Status CheckpointServiceImpl::RemoveCheckpoint(grpc::ServerContext* context,
+                                                     const v1::RemoveCheckpointRequest* request,
+                                                     v1::RemoveCheckpointResponse* response) {
+  return ToGrpc(queue_->RemoveCheckpoint(*request, Deadline(*context)));
+}
+
+grpc::Status CheckpointServiceImpl::Flush(grpc::ServerContext* context,
+                                          const v1::FlushRequest* request,
+                                          v1::FlushResponse* response) {
+  return Answer(queue_->Flush(*request, Deadline(*context)), response);
+}
+
+grpc::Status CheckpointServiceImpl::GetSave(grpc::ServerContext* context,
+                                            const v1::GetSaveRequest* request, v1::Save* response) {
+  return Answer(queue_->GetSave(request->name()), response);
+}
+
+grpc::Status CheckpointServiceImpl::ListSaves(grpc::ServerContext* context,
+                                              const v1::ListSavesRequest* request,
+                                              v1::ListSavesResponse* response) {
+  return Answer(queue_->ListSaves(*request), response);
+}
+
+grpc::Status CheckpointServiceImpl::CancelSave(grpc::ServerContext* context,
+                                               const v1::CancelSaveRequest* request,
+                                               v1::Save* response) {
+  return Answer(queue_->CancelSave(request->name()), response);
+}
+
+grpc::Status CheckpointServiceImpl::GetStatus(grpc::ServerContext* context,
+                                              const v1::GetStatusRequest* request,
+                                              v1::GetStatusResponse* response) {
+  response->set_version(identity_.version);
+  response->set_pid(getpid());
+  response->mutable_start_time()->set_seconds(absl::ToUnixSeconds(identity_.start_time));
+  response->set_draining(queue_->draining());
+  response->set_session_count(queue_->SessionCount());
+  for (const std::string& backend : identity_.backends) response->add_backends(backend);
+  const Pool::Usage usage = pool_->GetUsage();
+  v1::PoolStatus* pool = response->mutable_pool();
+  pool->set_dir(pool_->options().dir);
+  pool->set_budget_bytes(static_cast<int64_t>(pool_->options().budget_bytes));
+  pool->set_used_bytes(static_cast<int64_t>(usage.used_bytes));
+  pool->set_free_bytes(static_cast<int64_t>(usage.free_bytes));
+  pool->set_image_count(usage.image_count);
+  *response->mutable_queue() = queue_->GetStatus();
+  response->mutable_queue()->set_blocked_count(usage.waiting_count);
+  return grpc::Status::OK;
+}
+
+}  // namespace ckptd

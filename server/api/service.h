@@ -1,0 +1,78 @@
+#ifndef CKPTD_SERVER_API_SERVICE_H_
+#define CKPTD_SERVER_API_SERVICE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "ckptd/v1/checkpoint.grpc.pb.h"
+#include "server/api/streams.h"
+#include "server/queue/save_queue.h"
+#include "server/staging/pool.h"
+
+namespace ckptd {
+
+// ckptd.v1.CheckpointService: turns calls into calls of the queue. Calls that may wait block a
+// thread of gRPC's; the two streams that stay open for long, OpenSession and WatchSaves, do not.
+class CheckpointServiceImpl final
+    : public v1::CheckpointService::WithCallbackMethod_OpenSession<
+          v1::CheckpointService::WithCallbackMethod_WatchSaves<v1::CheckpointService::Service>> {
+ public:
+  struct Identity {
+    std::string version;
+    std::vector<std::string> backends;
+    absl::Time start_time;
+  };
+
+  // The arguments must outlive the service.
+  CheckpointServiceImpl(SaveQueue* queue, const Pool* pool, Identity identity);
+
+  // Ends the streams that clients hold open: they would hold up the server's shutdown.
+  void EndStreams() { streams_.End(); }
+
+  grpc::ServerWriteReactor<v1::SessionEvent>* OpenSession(
+      grpc::CallbackServerContext* context, const v1::OpenSessionRequest* request) override;
+  grpc::ServerWriteReactor<v1::Save>* WatchSaves(grpc::CallbackServerContext* context,
+                                                 const v1::WatchSavesRequest* request) override;
+
+  grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
+                       v1::ReserveResponse* response) override;
+  grpc::Status BeginSave(grpc::ServerContext* context, const v1::BeginSaveRequest* request,
+                         v1::BeginSaveResponse* response) override;
+  grpc::Status WriteSave(grpc::ServerContext* context,
+                         grpc::ServerReader<v1::WriteSaveRequest>* reader,
+                         v1::WriteSaveResponse* response) override;
+  grpc::Status CommitSave(grpc::ServerContext* context, const v1::CommitSaveRequest* request,
+                          v1::CommitSaveResponse* response) override;
+  grpc::Status AbortSave(grpc::ServerContext* context, const v1::AbortSaveRequest* request,
+                         v1::Save* response) override;
+  grpc::Status BeginLoad(grpc::ServerContext* context, const v1::BeginLoadRequest* request,
+                         v1::BeginLoadResponse* response) override;
+  grpc::Status ReadLoad(grpc::ServerContext* context, const v1::ReadLoadRequest* request,
+                        grpc::ServerWriter<v1::ReadLoadResponse>* writer) override;
+  grpc::Status EndLoad(grpc::ServerContext* context, const v1::EndLoadRequest* request,
+                       v1::EndLoadResponse* response) override;
+  grpc::Status RemoveCheckpoint(grpc::ServerContext* context,
+                                const v1::RemoveCheckpointRequest* request,
+                                v1::RemoveCheckpointResponse* response) override;
+  grpc::Status Flush(grpc::ServerContext* context, const v1::FlushRequest* request,
+                     v1::FlushResponse* response) override;
+  grpc::Status GetSave(grpc::ServerContext* context, const v1::GetSaveRequest* request,
+                       v1::Save* response) override;
+  grpc::Status ListSaves(grpc::ServerContext* context, const v1::ListSavesRequest* request,
+                         v1::ListSavesResponse* response) override;
+  grpc::Status CancelSave(grpc::ServerContext* context, const v1::CancelSaveRequest* request,
+                          v1::Save* response) override;
+  grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
+                         v1::GetStatusResponse* response) override;
+
+ private:
+  SaveQueue* const queue_;
+  const Pool* const pool_;
+  const Identity identity_;
+  OpenStreams streams_;
+};
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_API_SERVICE_H_

@@ -1,0 +1,47 @@
+#ifndef CKPTD_SERVER_DAEMON_H_
+#define CKPTD_SERVER_DAEMON_H_
+
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/api/grpc_server.h"
+#include "server/backend/backend.h"
+#include "server/options.h"
+#include "server/os/clock.h"
+#include "server/os/file_system.h"
+#include "server/queue/save_queue.h"
+#include "server/staging/pool.h"
+
+namespace ckptd {
+
+// All parts of the daemon, put together. Serves from Start until Drain.
+class Daemon {
+ public:
+  // Fails with one sentence for the user where something that `options` name cannot be had.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options);
+
+  // Whether `options.idle_exit` has passed without client and work.
+  bool IdleForTooLong() const;
+
+  // Says NOT_SERVING, refuses new saves, waits for the pending ones for at most
+  // `options.drain_timeout`, and shuts down. An error says how many saves were lost.
+  absl::Status Drain();
+
+ private:
+  explicit Daemon(const Options& options) : options_(options) {}
+  absl::Status Build();
+
+  const Options options_;
+  const SystemClock clock_;
+  const std::unique_ptr<FileSystem> fs_ = NewPosixFileSystem();
+  BackendRegistry backends_;
+  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<SaveQueue> queue_;
+  std::unique_ptr<CheckpointServiceImpl> service_;
+  std::unique_ptr<GrpcServer> server_;
+};
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_DAEMON_H_

@@ -1,0 +1,53 @@
+#include <malloc.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <string>
+
+#include "server/daemon.h"
+#include "server/options.h"
+
+namespace {
+
+int Fail(const absl::Status& status) {
+  spdlog::shutdown();
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const ckptd::CommandLine command_line = ckptd::ParseCommandLine(argc, argv);
+  if (command_line.exit) return command_line.exit_code;
+
+  // Modes are given explicitly wherever a file is made.
+  umask(0);
+  // gRPC allocates a fresh buffer for each message of a stream: without this glibc would map and
+  // unmap it each time, and the kernel clear its pages.
+  mallopt(M_MMAP_THRESHOLD, 256 << 20);  // NOLINT(concurrency-mt-unsafe): no thread yet
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);  // NOLINT(concurrency-mt-unsafe)
+  // In one thread, by sigtimedwait; blocked in all others, which inherit the mask.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+
+  spdlog::set_default_logger(spdlog::stderr_color_mt("ckptd"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
+  spdlog::set_level(spdlog::level::from_str(command_line.options.log_level));
+
+  auto daemon = ckptd::Daemon::Start(command_line.options);
+  if (!daemon.ok()) return Fail(daemon.status());
+  const timespec second = {1, 0};
+  while (sigtimedwait(&signals, nullptr, &second) < 0 && !(*daemon)->IdleForTooLong()) {
+  }
+  const absl::Status drained = (*daemon)->Drain();
+  return drained.ok() ? 0 : Fail(drained);
+}

@@ -1,0 +1,141 @@
+#include "server/options.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <istream>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "proto/status/address.h"
+
+namespace ckptd {
+namespace {
+
+// Empty where the environment names an address that is no unix socket.
+std::string DefaultSocket() {
+  const std::string address = DefaultAddress();
+  absl::string_view path = address;
+  return absl::ConsumePrefix(&path, "unix:") ? std::string(path) : "";
+}
+
+CLI::Validator DurationCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        absl::Duration duration;
+        if (absl::ParseDuration(text, &duration) && duration >= absl::ZeroDuration()) {
+          return std::string();
+        }
+        return absl::StrCat("'", text, "' is no duration; write 90s, 5m or 1h");
+      },
+      "DURATION");
+}
+
+CLI::Validator SizeCheck() {
+  return CLI::Validator(
+      [convert = CLI::AsSizeValue(/*kb_is_1000=*/true)](std::string& text) {
+        // By itself CLI11 takes -1 for 2^64 - 1 and 010 for 8.
+        const std::string digits = text.substr(0, text.find_first_not_of("0123456789"));
+        uint64_t number = 0;
+        if (!absl::SimpleAtoi(digits, &number)) {
+          return absl::StrCat("'", text, "' is no size; write 8GiB, 500MB or a number of bytes");
+        }
+        text = absl::StrCat(number, text.substr(digits.size()));
+        return convert(text);
+      },
+      "SIZE");
+}
+
+// CLI11 asks the environment only for what the file has left open; here a variable goes first.
+class FileBelowEnvironment : public CLI::ConfigTOML {
+ public:
+  explicit FileBelowEnvironment(const CLI::App* app) : app_(app) {}
+
+  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
+    std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
+    auto in_environment = [this](const CLI::ConfigItem& item) {
+      const CLI::Option* option = app_->get_option_no_throw("--" + item.name);
+      if (option == nullptr || option->get_envname().empty()) return false;
+      // NOLINTNEXTLINE(concurrency-mt-unsafe): before any thread could change the environment
+      const char* value = std::getenv(option->get_envname().c_str());
+      return value != nullptr && *value != 0;
+    };
+    items.erase(std::remove_if(items.begin(), items.end(), in_environment), items.end());
+    return items;
+  }
+
+ private:
+  const CLI::App* const app_;
+};
+
+void AddOptions(CLI::App* app, Options* options, std::string* drain, std::string* idle) {
+  app->set_config("--config", "", "File with these options in TOML, one a line");
+  app->config_formatter(std::make_shared<FileBelowEnvironment>(app));
+  app->allow_config_extras(CLI::config_extras_mode::error);
+  app->add_option("--socket", options->socket, "Unix socket to serve (default from CKPTD_ADDRESS)")
+      ->envname("CKPTD_SOCKET");
+  app->add_option("--pool-dir", options->pool_dir, "Folder on a tmpfs for staging images")
+      ->envname("CKPTD_POOL_DIR")
+      ->capture_default_str();
+  app->add_option("--staging-budget", options->staging_budget_bytes,
+                  "Most memory for staging images, as 8GiB or 500MB (default: a quarter of the "
+                  "smallest of RAM, the cgroup's limit and the tmpfs)")
+      ->envname("CKPTD_STAGING_BUDGET")
+      ->transform(SizeCheck());
+  app->add_option("--drain-timeout", *drain, "How long SIGTERM waits for pending saves")
+      ->envname("CKPTD_DRAIN_TIMEOUT")
+      ->check(DurationCheck())
+      ->capture_default_str();
+  app->add_option("--idle-exit", *idle, "End after that long without client and work; 0: never")
+      ->envname("CKPTD_IDLE_EXIT")
+      ->check(DurationCheck())
+      ->capture_default_str();
+  app->add_option("--log-level", options->log_level)
+      ->envname("CKPTD_LOG_LEVEL")
+      ->check(
+          CLI::IsMember(std::set<std::string>{"trace", "debug", "info", "warn", "error", "off"}))
+      ->capture_default_str();
+  app->set_version_flag("--version", std::string("ckptd ") + CKPTD_VERSION);
+}
+
+}  // namespace
+
+CommandLine ParseCommandLine(int argc, char** argv) {
+  CommandLine result;
+  Options& options = result.options;
+  options.socket = DefaultSocket();
+  options.pool_dir = absl::StrCat("/dev/shm/ckptd-", getuid());
+  std::string drain = absl::FormatDuration(options.drain_timeout);
+  std::string idle = absl::FormatDuration(options.idle_exit);
+
+  CLI::App app(
+      "ckptd: takes checkpoints off trainers' hands and makes them durable.\n"
+      "Serves in the foreground, logs to stderr, drains on SIGTERM.");
+  app.option_defaults()->always_capture_default(false);
+  AddOptions(&app, &options, &drain, &idle);
+  try {
+    app.parse(argc, argv);
+    if (options.socket.empty()) {
+      throw CLI::ValidationError("--socket",
+                                 absl::StrCat("CKPTD_ADDRESS is ", DefaultAddress(),
+                                              ", which is no unix socket; give --socket PATH"));
+    }
+  } catch (const CLI::ParseError& error) {
+    result.exit = true;
+    result.exit_code = app.exit(error) == 0 ? 0 : 2;
+    return result;
+  }
+  absl::ParseDuration(drain, &options.drain_timeout);
+  absl::ParseDuration(idle, &options.idle_exit);
+  return result;
+}
+
+}  // namespace ckptd

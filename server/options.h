@@ -1,0 +1,48 @@
+#ifndef CKPTD_SERVER_OPTIONS_H_
+#define CKPTD_SERVER_OPTIONS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/time/time.h"
+
+namespace ckptd {
+
+// What a user can set. Each is a flag (--staging-budget), an environment variable
+// (CKPTD_STAGING_BUDGET) and a key in the file that --config names (staging-budget = "8GiB"); a
+// flag goes before the environment, and that before the file.
+struct Options {
+  // Path of the unix socket, absolute. Default: that of DefaultAddress().
+  std::string socket;
+
+  // The tmpfs folder for staging images. Default: /dev/shm/ckptd-$UID.
+  std::string pool_dir;
+
+  // The most that staging images may take, in bytes; 0: a quarter of the smallest of RAM, the
+  // control group's limit and the tmpfs. Written as 8GiB, 500MB or a number of bytes.
+  uint64_t staging_budget_bytes = 0;
+
+  // How long SIGTERM waits for pending saves to become durable. Written as 90s, 5m.
+  absl::Duration drain_timeout = absl::Minutes(5);
+
+  // End after that long without a client and without work; 0: never.
+  absl::Duration idle_exit = absl::ZeroDuration();
+
+  // trace, debug, info, warn, error or off.
+  std::string log_level = "info";
+};
+
+// What the command line asks for.
+struct CommandLine {
+  Options options;
+  // Set where there is nothing to serve: after --help or --version (0), or wrong usage (2). What
+  // there was to say has been said.
+  bool exit = false;
+  int exit_code = 0;
+};
+
+CommandLine ParseCommandLine(int argc, char** argv);
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_OPTIONS_H_

@@ -1,0 +1,89 @@
+#ifndef CKPTD_SERVER_OS_FILE_SYSTEM_H_
+#define CKPTD_SERVER_OS_FILE_SYSTEM_H_
+
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ckptd {
+
+// The one seam between the daemon and the files it touches: what tests must be able to break.
+// Each method is one system call and answers as the kernel does: a result >= 0, or -errno.
+// Thread-safe. EINTR is retried inside where POSIX leaves the call undone.
+class FileSystem {
+ public:
+  virtual ~FileSystem() = default;
+
+  // ---- Files by descriptor; the caller owns what Open returns.
+  virtual int Open(const std::string& path, int flags, mode_t mode) = 0;
+  virtual int Close(int fd) = 0;
+  virtual ssize_t Write(int fd, const void* data, size_t length, off_t offset) = 0;
+  virtual ssize_t Read(int fd, void* data, size_t length, off_t offset) = 0;
+  virtual int Truncate(int fd, off_t length) = 0;
+  // Allocates storage without changing the file's length.
+  virtual int Allocate(int fd, off_t length) = 0;
+  virtual int Chmod(int fd, mode_t mode) = 0;
+  virtual int Stat(int fd, struct stat* out) = 0;
+  virtual int DataSync(int fd) = 0;
+  virtual int Sync(int fd) = 0;
+  virtual int GetFlags(int fd) = 0;
+  virtual int SetFlags(int fd, int flags) = 0;
+  // Gives the file behind `fd`, opened with O_TMPFILE, a name that does not exist yet.
+  virtual int Link(int fd, const std::string& path) = 0;
+
+  // ---- Names.
+  virtual int Rename(const std::string& from, const std::string& to) = 0;
+  virtual int Unlink(const std::string& path) = 0;
+  virtual int RemoveDirectory(const std::string& path) = 0;
+  virtual int MakeDirectory(const std::string& path, mode_t mode) = 0;
+  // Does not follow a symlink at the end of `path`.
+  virtual int LinkStat(const std::string& path, struct stat* out) = 0;
+  virtual int Access(const std::string& path, int mode) = 0;
+  virtual int RealPath(const std::string& path, std::string* out) = 0;
+  // Names in a folder, without "." and "..".
+  virtual int List(const std::string& path, std::vector<std::string>* names) = 0;
+  virtual int StatVfs(const std::string& path, struct statvfs* out) = 0;
+  // The f_type of statfs, for example TMPFS_MAGIC.
+  virtual int64_t Type(const std::string& path) = 0;
+
+  // ---- Memory of a file, mapped shared and writable.
+  virtual int Map(int fd, size_t length, uint8_t** out) = 0;
+  virtual int Unmap(uint8_t* data, size_t length) = 0;
+  // Changes a mapping's length; it may move. Pages that stay need not be faulted in again.
+  virtual int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) = 0;
+  // Faults pages in, for writing. -EFAULT where the file system has no room for them.
+  virtual int Populate(uint8_t* data, size_t length) = 0;
+};
+
+// The kernel's own.
+std::unique_ptr<FileSystem> NewPosixFileSystem();
+
+// A descriptor that closes itself; -1 when empty. Keep a FileSystem longer than its descriptors.
+class FileDescriptor {
+ public:
+  FileDescriptor() = default;
+  FileDescriptor(FileSystem* fs, int fd) : fs_(fs), fd_(fd) {}
+  ~FileDescriptor() { Close(); }
+  FileDescriptor(FileDescriptor&& other) noexcept;
+  FileDescriptor& operator=(FileDescriptor&& other) noexcept;
+
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+
+  // 0, or -errno of the close. Nothing happens the second time.
+  int Close();
+
+ private:
+  FileSystem* fs_ = nullptr;
+  int fd_ = -1;
+};
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_OS_FILE_SYSTEM_H_

@@ -1,0 +1,269 @@
+// The commit protocol.
+//
+//  1. Open an unnamed file (O_TMPFILE) in the target's folder, for direct writing. Where the file
+//     system has no unnamed files, one with a dot-name of ours; where it has no direct writing,
+//     through the page cache. Either is said in the log.
+//  2. Allocate its whole length: a full disk is found before a byte is written.
+//  3. Write the image in order, in large aligned pieces, as the seal makes them final.
+//  4. Cut the file to the exact length (the last piece is a whole page), set its mode, fdatasync.
+//  5. Check the size.
+//  6. Publish: link the unnamed file to the target's name. Where that name exists, link it to a
+//     dot-name and rename that over the target.
+//  7. fsync the folder. Only then is the checkpoint durable.
+//
+// Until step 6 the file has no name, so whatever ends the attempt, even the end of the daemon,
+// leaves nothing behind (but for the dot-name of a file system without unnamed files).
+
+#include "server/persist/persister.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/optional.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/os/errors.h"
+#include "server/persist/names.h"
+
+namespace ckptd {
+namespace {
+
+constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+constexpr uint64_t kAlignment = 4096;
+
+uint64_t RoundUp(uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
+
+absl::Status Cancelled(const std::string& object) {
+  return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
+                   absl::StrCat(object, ": the save was cancelled"));
+}
+
+// How far the seal is; the writer waits behind it.
+class Watermark {
+ public:
+  void Advance(uint64_t sealed) {
+    absl::MutexLock lock(&mu_);
+    sealed_ = std::max(sealed_, sealed);
+  }
+  void Finish(absl::Status status) {
+    absl::MutexLock lock(&mu_);
+    result_ = std::move(status);
+  }
+  // Waits until `bytes` are final; the seal's error if it ended before.
+  absl::Status WaitFor(uint64_t bytes) {
+    absl::MutexLock lock(&mu_);
+    auto ready = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      return sealed_ >= bytes || result_.has_value();
+    };
+    mu_.Await(absl::Condition(&ready));
+    if (sealed_ >= bytes) return absl::OkStatus();
+    return result_->ok() ? MakeError(absl::StatusCode::kInternal, "INTERNAL",
+                                     "seal: ended before the end of the file")
+                         : *result_;
+  }
+
+ private:
+  absl::Mutex mu_;
+  uint64_t sealed_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::optional<absl::Status> result_ ABSL_GUARDED_BY(mu_);
+};
+
+// Runs the seal beside the writer, and stops it when the writer is done with it.
+class SealThread {
+ public:
+  explicit SealThread(const PersistSource& source)
+      : thread_([this, &source] {
+          watermark_.Finish(source.seal([this](uint64_t sealed) {
+            watermark_.Advance(sealed);
+            return !stop_.load();
+          }));
+        }) {}
+  ~SealThread() {
+    stop_ = true;
+    thread_.join();
+  }
+  Watermark& watermark() { return watermark_; }
+
+ private:
+  Watermark watermark_;
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+// One attempt: owns the file until it is published.
+class Attempt {
+ public:
+  Attempt(FileSystem* fs, const Target& target)
+      : fs_(fs), target_(target), object_(absl::StrCat("checkpoint ", target.path)) {}
+  ~Attempt() {
+    if (!temp_name_.empty()) fs_->Unlink(temp_name_);
+  }
+
+  absl::Status Open();
+  absl::Status Allocate(uint64_t size);
+  absl::Status Write(const PersistSource& source, PersistControl* control);
+  absl::Status Finish(uint64_t size, mode_t mode);
+  absl::Status Publish();
+  absl::Status SyncDir();
+  const std::string& object() const { return object_; }
+
+ private:
+  absl::Status Error(absl::string_view action, int error) const {
+    return OsError(object_, action, -error);
+  }
+  absl::Status WritePiece(const uint8_t* data, uint64_t offset, uint64_t length);
+  absl::Status LeaveDirect(int error);
+
+  FileSystem* const fs_;
+  const Target& target_;
+  const std::string object_;
+  FileDescriptor file_;
+  FileDescriptor dir_;
+  std::string temp_name_;  // empty while the file has none
+  bool direct_ = true;
+};
+
+absl::Status Attempt::Open() {
+  dir_ = FileDescriptor(fs_, fs_->Open(target_.dir, O_RDONLY | O_DIRECTORY, 0));
+  if (!dir_) return Error(absl::StrCat("open its folder ", target_.dir), dir_.get());
+  const auto try_open = [&](int direct) {
+    int fd = fs_->Open(target_.dir, O_TMPFILE | O_WRONLY | direct, 0600);
+    if (fd != -EOPNOTSUPP && fd != -EISDIR && fd != -ENOENT) return fd;
+    temp_name_ = absl::StrCat(target_.dir, "/", MakeTempName());
+    fd = fs_->Open(temp_name_, O_CREAT | O_EXCL | O_WRONLY | direct, 0600);
+    if (fd >= 0) return fd;
+    // Linux makes the file before it finds that it cannot be written directly.
+    if (fd == -EINVAL) fs_->Unlink(temp_name_);
+    temp_name_.clear();
+    return fd;
+  };
+  int fd = try_open(O_DIRECT);
+  if (fd == -EINVAL) {
+    direct_ = false;
+    fd = try_open(0);
+  }
+  if (fd < 0) return Error("create a file in its folder", fd);
+  file_ = FileDescriptor(fs_, fd);
+  if (!temp_name_.empty()) {
+    spdlog::info("{}: this file system has no unnamed files (O_TMPFILE); writing to {}", object_,
+                 temp_name_);
+  }
+  if (!direct_) {
+    spdlog::info("{}: this file system has no O_DIRECT; writing through the page cache", object_);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::Allocate(uint64_t size) {
+  const int error = fs_->Allocate(file_.get(), static_cast<off_t>(RoundUp(size)));
+  if (error == 0 || error == -EOPNOTSUPP || error == -ENOSYS) return absl::OkStatus();
+  return Error(absl::StrCat("allocate ", size, " bytes"), error);
+}
+
+// Some file systems take O_DIRECT at open and refuse it at the first write.
+absl::Status Attempt::LeaveDirect(int error) {
+  const int flags = fs_->GetFlags(file_.get());
+  if (flags < 0) return Error("write", error);
+  if (fs_->SetFlags(file_.get(), flags & ~O_DIRECT) < 0) return Error("write", error);
+  direct_ = false;
+  spdlog::info("{}: this file system refuses direct writes; writing through the page cache",
+               object_);
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::WritePiece(const uint8_t* data, uint64_t offset, uint64_t length) {
+  while (length > 0) {
+    const ssize_t n = fs_->Write(file_.get(), data, length, static_cast<off_t>(offset));
+    if (n == -EINVAL && direct_) {
+      CKPTD_RETURN_IF_ERROR(LeaveDirect(static_cast<int>(n)));
+      continue;
+    }
+    if (n <= 0) return Error("write", n == 0 ? -EIO : static_cast<int>(n));
+    // After a short write the rest is no longer aligned.
+    if (static_cast<uint64_t>(n) < length && direct_ && n % kAlignment != 0) {
+      CKPTD_RETURN_IF_ERROR(LeaveDirect(-EINVAL));
+    }
+    data += n;
+    offset += static_cast<uint64_t>(n);
+    length -= static_cast<uint64_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::Write(const PersistSource& source, PersistControl* control) {
+  SealThread seal(source);
+  for (uint64_t offset = 0; offset < source.size;) {
+    const uint64_t length = std::min(kPieceBytes, source.size - offset);
+    CKPTD_RETURN_IF_ERROR(Annotate(seal.watermark().WaitFor(offset + length), object_));
+    if (control->cancelled) return Cancelled(object_);
+    CKPTD_RETURN_IF_ERROR(WritePiece(source.data + offset, offset, RoundUp(length)));
+    offset += length;
+    control->written = offset;
+    if (control->on_progress) control->on_progress();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::Finish(uint64_t size, mode_t mode) {
+  if (int error = fs_->Truncate(file_.get(), static_cast<off_t>(size)); error < 0) {
+    return Error("set its length", error);
+  }
+  if (int error = fs_->Chmod(file_.get(), mode); error < 0) return Error("set its mode", error);
+  if (int error = fs_->DataSync(file_.get()); error < 0) return Error("sync it", error);
+  struct stat info = {};
+  if (int error = fs_->Stat(file_.get(), &info); error < 0) return Error("check it", error);
+  if (static_cast<uint64_t>(info.st_size) != size) {
+    return MakeError(absl::StatusCode::kInternal, "STORAGE_ERROR",
+                     absl::StrCat(object_, ": has ", info.st_size, " bytes on storage instead of ",
+                                  size, "; the file system lost some"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::Publish() {
+  if (temp_name_.empty()) {
+    int error = fs_->Link(file_.get(), target_.path);
+    if (error == 0) return absl::OkStatus();
+    if (error != -EEXIST) return Error("publish it", error);
+    const std::string temp_name = absl::StrCat(target_.dir, "/", MakeTempName());
+    error = fs_->Link(file_.get(), temp_name);
+    if (error < 0) return Error("publish it", error);
+    temp_name_ = temp_name;
+  }
+  if (int error = fs_->Rename(temp_name_, target_.path); error < 0) {
+    return Error("publish it", error);
+  }
+  temp_name_.clear();
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::SyncDir() {
+  if (int error = fs_->Sync(dir_.get()); error < 0) {
+    return Error(absl::StrCat("sync its folder ", target_.dir), error);
+  }
+  if (int error = file_.Close(); error < 0) return Error("close it", error);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Persister::Persist(const PersistSource& source, const Target& target, mode_t umask,
+                                PersistControl* control) {
+  Attempt attempt(fs_, target);
+  CKPTD_RETURN_IF_ERROR(attempt.Open());
+  CKPTD_RETURN_IF_ERROR(attempt.Allocate(source.size));
+  CKPTD_RETURN_IF_ERROR(attempt.Write(source, control));
+  CKPTD_RETURN_IF_ERROR(attempt.Finish(source.size, 0666 & ~umask));
+  if (control->cancelled) return Cancelled(attempt.object());
+  CKPTD_RETURN_IF_ERROR(attempt.Publish());
+  return attempt.SyncDir();
+}
+
+}  // namespace ckptd

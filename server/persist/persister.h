@@ -1,0 +1,57 @@
+#ifndef CKPTD_SERVER_PERSIST_PERSISTER_H_
+#define CKPTD_SERVER_PERSIST_PERSISTER_H_
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "server/os/file_system.h"
+#include "server/persist/target.h"
+
+namespace ckptd {
+
+// A finished checkpoint file in memory, or one that becomes so from front to back.
+struct PersistSource {
+  // Page-aligned; readable to the end of the last page.
+  const uint8_t* data = nullptr;
+  uint64_t size = 0;
+  // Makes the bytes final, from front to back, and tells how far it is; the callback returns false
+  // when there is no use in going on.
+  std::function<absl::Status(const std::function<bool(uint64_t)>&)> seal;
+};
+
+struct PersistControl {
+  // Set by anyone to stop before anything is published.
+  std::atomic<bool> cancelled{false};
+  // Bytes written so far.
+  std::atomic<uint64_t> written{0};
+  // Called now and then after `written` has grown. May be empty.
+  std::function<void()> on_progress;
+};
+
+// Makes one file durable at its target. See persister.cc for the protocol. Thread-safe.
+class Persister {
+ public:
+  explicit Persister(FileSystem* fs) : fs_(fs) {}
+
+  // Returns OK once the file is at `target.path`, whole, with mode 0666 & ~`umask`, and would
+  // survive a power cut. On error the target is as it was, and nothing is left beside it; only an
+  // error of the last step, the sync of the folder, comes after the file is visible.
+  absl::Status Persist(const PersistSource& source, const Target& target, mode_t umask,
+                       PersistControl* control);
+
+ private:
+  FileSystem* const fs_;
+};
+
+// Removes a file, a symlink or a folder with all that is in it, and syncs the folder it was in.
+// A missing path is no error.
+absl::Status RemovePath(FileSystem* fs, const Target& target);
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_PERSIST_PERSISTER_H_

@@ -1,0 +1,35 @@
+#ifndef CKPTD_SERVER_PERSIST_TARGET_H_
+#define CKPTD_SERVER_PERSIST_TARGET_H_
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/os/file_system.h"
+
+namespace ckptd {
+
+// A path as the daemon knows it: its folder without symlinks, and the name in it, which may itself
+// be a symlink. Two paths to the same place have the same `path`, the key of the one order.
+struct Target {
+  std::string dir;
+  std::string path;
+};
+
+// Checks what can be known of a path without touching it: absolute, not too long, ends in a name.
+// INVALID_ARGUMENT (INVALID_PATH) otherwise.
+absl::Status CheckPath(const std::string& path);
+
+// The target of `path`. Components that do not exist yet are taken as they stand.
+absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path);
+
+// The same for a save: makes the missing folders, with mode 0777 & ~`umask`, and checks that a file
+// can be put there: not a folder, and its parent writable.
+absl::StatusOr<Target> PrepareTarget(FileSystem* fs, const std::string& path, mode_t umask);
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_PERSIST_TARGET_H_

@@ -1,0 +1,285 @@
+// Loads, removals and Flush: what takes its place in the order of the saves.
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/os/errors.h"
+#include "server/queue/requests.h"
+#include "server/queue/save_queue.h"
+
+namespace ckptd {
+namespace {
+
+absl::Status Stopping(absl::string_view what) {
+  return MakeError(absl::StatusCode::kUnavailable, "DRAINING",
+                   absl::StrCat(what, ": the daemon is ending; try again when it is back"));
+}
+
+bool IsAtOrBelow(const std::string& key, const std::string& path) {
+  return key == path || absl::StartsWith(key, path + "/");
+}
+
+}  // namespace
+
+// ---- Loads -----------------------------------------------------------------------------------
+
+absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRequest& request,
+                                                           absl::Time deadline) {
+  auto record = std::make_shared<LoadRecord>();
+  CKPTD_ASSIGN_OR_RETURN(const Target target, ResolveTarget(fs_, request.path()));
+  record->keys = {target.path};
+  // Through a symlink, the load also touches the file that it leads to.
+  std::string real;
+  if (fs_->RealPath(target.path, &real) == 0 && real != target.path) record->keys.push_back(real);
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(const SessionPtr session, FindSession(request.session_id()));
+    record->session = session;
+    order_.Add(record.get(), {});
+    record->id = absl::StrCat(session->id, "-", record->seq);
+    loads_[record->id] = record;
+    session->loads[record->id] = record;
+    if (absl::Status status = WaitForTurn(record, session, deadline); !status.ok()) {
+      DropLoad(record);
+      return status;
+    }
+  }
+  v1::BeginLoadResponse response;
+  absl::Status status = OpenLoad(request.path(), record, &response);
+  if (status.ok()) return response;
+  absl::MutexLock lock(&mu_);
+  DropLoad(record);
+  if (!absl::IsNotFound(status)) return status;
+  return MakeError(
+      absl::StatusCode::kNotFound, "CHECKPOINT_NOT_FOUND",
+      absl::StrCat("Checkpoint file not found: ", request.path(), LastFailure(target.path)),
+      {{"path", request.path()}});
+}
+
+absl::Status SaveQueue::WaitForTurn(const LoadPtr& record, const SessionPtr& session,
+                                    absl::Time deadline) {
+  auto my_turn = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return record->blockers == 0 || session->ended || stopping_;
+  };
+  const bool in_time = mu_.AwaitWithDeadline(absl::Condition(&my_turn), deadline);
+  if (stopping_ || session->ended) return Stopping("load");
+  if (in_time) return absl::OkStatus();
+  return MakeError(
+      absl::StatusCode::kDeadlineExceeded, "PATH_BUSY",
+      absl::StrCat("load of ", record->keys.front(), ": waited in vain for ", record->blockers,
+                   " saves or removals that are before it; give it more time"));
+}
+
+absl::Status SaveQueue::OpenLoad(const std::string& path, const LoadPtr& record,
+                                 v1::BeginLoadResponse* response) {
+  const std::string object = absl::StrCat("checkpoint ", path);
+  FileDescriptor file(fs_, fs_->Open(path, O_RDONLY, 0));
+  if (file.get() == -ENOENT || file.get() == -ENOTDIR) {
+    return absl::NotFoundError("");
+  }
+  if (!file) return OsError(object, "open it", -file.get());
+  struct stat info = {};
+  if (int error = fs_->Stat(file.get(), &info); error < 0) {
+    return OsError(object, "look at it", -error);
+  }
+  if (!S_ISREG(info.st_mode)) return OsError(object, "read it as a file", EISDIR);
+  response->set_load_id(record->id);
+  response->set_size_bytes(info.st_size);
+  response->set_device(info.st_dev);
+  response->set_inode(info.st_ino);
+  absl::MutexLock lock(&mu_);
+  record->file = std::move(file);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> SaveQueue::ReadLoad(const std::string& load_id, int64_t offset,
+                                                size_t length) {
+  LoadPtr record;
+  {
+    absl::MutexLock lock(&mu_);
+    auto it = loads_.find(load_id);
+    if (it == loads_.end() || !it->second->file) {
+      return MakeError(absl::StatusCode::kNotFound, "LOAD_NOT_FOUND",
+                       absl::StrCat("load '", load_id.substr(0, 64),
+                                    "': is not open; begin one with BeginLoad"));
+    }
+    record = it->second;
+  }
+  if (offset < 0) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_OFFSET",
+                     absl::StrCat("load: offset ", offset, " is negative"));
+  }
+  std::string data(length, '\0');
+  const ssize_t n = fs_->Read(record->file.get(), data.data(), length, offset);
+  if (n < 0)
+    return OsError(absl::StrCat("checkpoint ", record->keys.front()), "read it",
+                   static_cast<int>(-n));
+  data.resize(static_cast<size_t>(n));
+  return data;
+}
+
+void SaveQueue::EndLoad(const std::string& load_id) {
+  absl::MutexLock lock(&mu_);
+  auto it = loads_.find(load_id);
+  if (it == loads_.end()) return;
+  const LoadPtr record = it->second;
+  DropLoad(record);
+}
+
+// Calls of ReadLoad under way keep the record, and with it the file, to their end.
+void SaveQueue::DropLoad(const LoadPtr& record) {
+  if (loads_.erase(record->id) == 0) return;
+  if (const SessionPtr session = record->session.lock(); session != nullptr) {
+    session->loads.erase(record->id);
+  }
+  EndOperation(record.get());
+}
+
+std::string SaveQueue::LastFailure(const std::string& key) const {
+  for (const auto& [number, record] : by_number_) {
+    if (record->target.path != key || record->save.error().message().empty()) continue;
+    return absl::StrCat(" (the last save to it, ", record->save.name(),
+                        ", failed: ", record->save.error().message(), ")");
+  }
+  return "";
+}
+
+// ---- Removals --------------------------------------------------------------------------------
+
+absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& request,
+                                         absl::Time deadline) {
+  auto record = std::make_shared<RemoveRecord>();
+  CKPTD_ASSIGN_OR_RETURN(record->job, JobOfParent(request.parent(), /*optional=*/false));
+  if (record->job.empty()) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
+                     "remove: needs a job, jobs/{job}: the removal waits for its saves");
+  }
+  CKPTD_ASSIGN_OR_RETURN(record->target, ResolveTarget(fs_, request.path()));
+  record->path = request.path();
+  record->keys = {record->target.path};
+  absl::MutexLock lock(&mu_);
+  CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("remove"));
+  Job& job = jobs_[record->job];
+  record->newest_save = job.newest_save.lock();
+  std::vector<Operation*> also;
+  also.reserve(job.active.size());
+  for (const SavePtr& save : job.active) also.push_back(save.get());
+  job.removes.insert(record);
+  accepted_[record.get()] = record;
+  idle_since_ = absl::InfiniteFuture();
+  order_.Add(record.get(), also);
+  if (record->blockers == 0) ready_[record->seq] = record;
+  if (!request.wait()) return absl::OkStatus();
+
+  auto ended = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->ended || stopping_; };
+  const bool in_time = mu_.AwaitWithDeadline(absl::Condition(&ended), deadline);
+  if (!in_time) {
+    return MakeError(absl::StatusCode::kDeadlineExceeded, "PATH_BUSY",
+                     absl::StrCat("remove of ", record->path, ": waits for ", record->blockers,
+                                  " operations before it, and will be done after them"));
+  }
+  if (!record->ended) return Stopping("remove");
+  if (!record->result.ok()) {
+    // Told here, so not again by Flush.
+    auto& failed = jobs_[record->job].failed_removals;
+    failed.erase(
+        std::remove_if(failed.begin(), failed.end(),
+                       [&](const v1::FailedRemoval& f) { return f.path() == record->path; }),
+        failed.end());
+  }
+  return record->result;
+}
+
+// Deletes never outrun saves: what a job removes it has replaced by what it saved before, so that
+// must have become durable.
+absl::Status SaveQueue::CheckDurable(const RemoveRecord& record) const {
+  if (record.newest_save == nullptr) return absl::OkStatus();
+  const v1::Save& save = record.newest_save->save;
+  if (save.state() == v1::Save::SUCCEEDED ||
+      IsAtOrBelow(record.newest_save->target.path, record.target.path)) {
+    return absl::OkStatus();
+  }
+  return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_NOT_DURABLE",
+                   absl::StrCat("remove of ", record.path, ": kept it, because the save before, ",
+                                save.name(), " to ", save.path(), ", is ",
+                                v1::Save::State_Name(save.state()), ": ", save.error().message()),
+                   {{"path", record.path}, {"save", save.name()}});
+}
+
+// ---- Flush -----------------------------------------------------------------------------------
+
+absl::StatusOr<v1::FlushResponse> SaveQueue::Flush(const v1::FlushRequest& request,
+                                                   absl::Time deadline) {
+  CKPTD_ASSIGN_OR_RETURN(const std::string job, JobOfParent(request.parent(), true));
+  std::string path;
+  if (!request.path().empty()) {
+    CKPTD_ASSIGN_OR_RETURN(const Target target, ResolveTarget(fs_, request.path()));
+    path = target.path;
+  }
+  std::vector<SavePtr> saves;
+  std::vector<RemovePtr> removes;
+  absl::MutexLock lock(&mu_);
+  for (const auto& [name, entry] : jobs_) {
+    if (!job.empty() && name != job) continue;
+    for (const SavePtr& save : entry.active) {
+      if (path.empty() || IsAtOrBelow(save->target.path, path)) saves.push_back(save);
+    }
+    for (const RemovePtr& remove : entry.removes) {
+      if (path.empty() || IsAtOrBelow(remove->target.path, path)) removes.push_back(remove);
+    }
+  }
+  auto pending = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return std::count_if(saves.begin(), saves.end(),
+                         [](const SavePtr& s) { return s->save.end_time().seconds() == 0; }) +
+           std::count_if(removes.begin(), removes.end(),
+                         [](const RemovePtr& r) { return !r->ended; });
+  };
+  auto done = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || pending() == 0; };
+  if (!mu_.AwaitWithDeadline(absl::Condition(&done), deadline)) {
+    return MakeError(absl::StatusCode::kDeadlineExceeded, "FLUSH_TIMEOUT",
+                     absl::StrCat("flush: ", pending(), " of ", saves.size() + removes.size(),
+                                  " saves and removals are not done yet; they go on"));
+  }
+  if (pending() != 0) return Stopping("flush");
+  v1::FlushResponse response;
+  CollectFailures(request, saves, &response);
+  return response;
+}
+
+void SaveQueue::CollectFailures(const v1::FlushRequest& request, const std::vector<SavePtr>& waited,
+                                v1::FlushResponse* response) {
+  constexpr int kRecent = 100;
+  const std::string job = *JobOfParent(request.parent(), true);
+  std::set<uint64_t> numbers;
+  for (const SavePtr& save : waited) numbers.insert(save->number);
+  int looked_at = 0;
+  for (auto it = ended_.rbegin(); it != ended_.rend() && looked_at < kRecent; ++it, ++looked_at) {
+    const SavePtr& record = by_number_.at(*it);
+    if ((job.empty() || record->job == job) &&
+        (request.path().empty() || record->save.path() == request.path())) {
+      numbers.insert(record->number);
+    }
+  }
+  for (uint64_t number : numbers) {
+    auto it = by_number_.find(number);
+    if (it == by_number_.end() || !it->second->save.has_error()) continue;
+    *response->add_failed_saves() = it->second->save;
+  }
+  for (auto& [name, entry] : jobs_) {
+    if (!job.empty() && name != job) continue;
+    for (const v1::FailedRemoval& failed : entry.failed_removals) {
+      *response->add_failed_removals() = failed;
+    }
+    // A person's flush of all jobs must not keep the news from the job itself.
+    if (!job.empty()) entry.failed_removals.clear();
+  }
+}
+
+}  // namespace ckptd

@@ -1,0 +1,97 @@
+#ifndef CKPTD_SERVER_QUEUE_RECORDS_H_
+#define CKPTD_SERVER_QUEUE_RECORDS_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "ckptd/v1/checkpoint.pb.h"
+#include "server/backend/backend.h"
+#include "server/os/file_system.h"
+#include "server/persist/persister.h"
+#include "server/persist/target.h"
+#include "server/queue/path_order.h"
+#include "server/staging/image.h"
+#include "server/staging/pool.h"
+
+// What SaveQueue knows of each thing it looks after. Guarded by the queue's mutex, but for what a
+// comment excepts.
+namespace ckptd {
+
+struct Session;
+
+// One save, from BeginSave until it falls out of the history.
+struct SaveRecord : Operation {
+  SaveRecord() : Operation(Kind::kSave) {}
+
+  // The public face: name, state, sizes, times.
+  v1::Save save;
+  std::string job;
+  // Of the whole request: tells a repeated BeginSave from another one.
+  std::string fingerprint;
+  std::weak_ptr<Session> session;
+  Target target;
+  mode_t umask = 0;
+  // Position in the list of all saves, by BeginSave.
+  uint64_t number = 0;
+  uint64_t payload_bytes = 0;
+  // Both are there from BeginSave's answer to the end of the save. While the save is PERSISTING
+  // they belong to its worker.
+  std::unique_ptr<Plan> plan;
+  std::unique_ptr<Image> image;
+  // Calls of WriteSave that are copying into the image right now.
+  int writers = 0;
+  // Has its own synchronisation.
+  PersistControl control;
+};
+
+// A file held for reading.
+struct LoadRecord : Operation {
+  LoadRecord() : Operation(Kind::kLoad) {}
+
+  std::string id;
+  std::weak_ptr<Session> session;
+  // Immutable once BeginLoad has answered.
+  FileDescriptor file;
+};
+
+struct RemoveRecord : Operation {
+  RemoveRecord() : Operation(Kind::kRemove) {}
+
+  std::string job;
+  std::string path;
+  Target target;
+  // The newest save that the job had accepted when the removal was: it must have become durable.
+  std::shared_ptr<SaveRecord> newest_save;
+  bool ended = false;
+  absl::Status result;
+};
+
+// A client process.
+struct Session {
+  std::string id;
+  std::string client;
+  // Set when the session ends: calls that wait on its behalf give up.
+  CancelToken ended{false};
+  std::set<std::shared_ptr<SaveRecord>> staging;
+  std::map<std::string, std::shared_ptr<LoadRecord>> loads;
+  // Saves that ended and were not told yet, oldest first.
+  std::vector<v1::Save> ended_saves;
+};
+
+// What belongs together for Flush and for the order of removals.
+struct Job {
+  // Saves that are accepted and have not ended.
+  std::set<std::shared_ptr<SaveRecord>> active;
+  std::set<std::shared_ptr<RemoveRecord>> removes;
+  std::weak_ptr<SaveRecord> newest_save;
+  std::vector<v1::FailedRemoval> failed_removals;
+};
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_QUEUE_RECORDS_H_

@@ -1,0 +1,119 @@
+#include "server/queue/requests.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
+#include "proto/status/error_info.h"
+
+namespace ckptd {
+namespace {
+
+constexpr uint64_t kMaxBytes = uint64_t{1} << 50;
+
+bool IsId(absl::string_view id) {
+  return !id.empty() && id.size() <= 63 && std::all_of(id.begin(), id.end(), [](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '-';
+  });
+}
+
+absl::Status InvalidName(const std::string& name, absl::string_view form) {
+  return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
+                   absl::StrCat("name '", name.substr(0, 200), "': must have the form ", form,
+                                ", with ids of 1 to 63 characters out of a-z A-Z 0-9 . _ -"),
+                   {{"name", name.substr(0, 200)}});
+}
+
+absl::Status InvalidTensor(int index, absl::string_view why) {
+  return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_TENSOR",
+                   absl::StrCat("tensor ", index, ": ", why));
+}
+
+absl::Status LimitExceeded(absl::string_view what) {
+  return MakeError(absl::StatusCode::kInvalidArgument, "LIMIT_EXCEEDED", what);
+}
+
+absl::Status TotalTooLarge() {
+  return LimitExceeded("save: is larger than 2^50 bytes in all");
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> JobOfSave(const std::string& name) {
+  const std::vector<std::string> parts = absl::StrSplit(name, '/');
+  if (parts.size() != 4 || parts[0] != "jobs" || !IsId(parts[1]) || parts[2] != "saves" ||
+      !IsId(parts[3])) {
+    return InvalidName(name, "jobs/{job}/saves/{save}");
+  }
+  return parts[1];
+}
+
+absl::StatusOr<std::string> JobOfParent(const std::string& parent, bool optional) {
+  if (parent == "jobs/-" || (optional && parent.empty())) return std::string();
+  const std::vector<std::string> parts = absl::StrSplit(parent, '/');
+  if (parts.size() != 2 || parts[0] != "jobs" || !IsId(parts[1])) {
+    return InvalidName(parent, "jobs/{job}");
+  }
+  return parts[1];
+}
+
+absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tensors) {
+  if (request.tensors_size() > max_tensors) {
+    return LimitExceeded(absl::StrCat("save: announces ", request.tensors_size(),
+                                      " tensors, at most ", max_tensors,
+                                      " are taken; split the state over several checkpoints"));
+  }
+  if (request.object_bytes() < 0) return InvalidTensor(-1, "object_bytes is negative");
+  absl::flat_hash_set<absl::string_view> names;
+  uint64_t total = static_cast<uint64_t>(request.object_bytes());
+  for (int i = 0; i < request.tensors_size(); ++i) {
+    const v1::TensorSpec& tensor = request.tensors(i);
+    if (tensor.name().empty()) return InvalidTensor(i, "has no name");
+    if (!names.insert(tensor.name()).second) {
+      return InvalidTensor(i, absl::StrCat("is named '", tensor.name(), "' like one before it"));
+    }
+    if (tensor.size_bytes() < 0) return InvalidTensor(i, "its size_bytes is negative");
+    if (static_cast<uint64_t>(tensor.size_bytes()) > kMaxBytes) {
+      return InvalidTensor(i, "is larger than 2^50 bytes");
+    }
+    total += static_cast<uint64_t>(tensor.size_bytes());
+    if (total > kMaxBytes) return TotalTooLarge();
+  }
+  return absl::OkStatus();
+}
+
+CheckpointSpec ToSpec(const v1::BeginSaveRequest& request) {
+  CheckpointSpec spec;
+  spec.object_bytes = static_cast<uint64_t>(request.object_bytes());
+  spec.tensors.reserve(static_cast<size_t>(request.tensors_size()));
+  for (const v1::TensorSpec& tensor : request.tensors()) {
+    spec.tensors.push_back({tensor.name(),
+                            tensor.dtype(),
+                            {tensor.shape().begin(), tensor.shape().end()},
+                            static_cast<uint64_t>(tensor.size_bytes())});
+  }
+  for (const auto& [key, value] : request.options()) spec.options.emplace_back(key, value);
+  return spec;
+}
+
+std::string Fingerprint(const v1::BeginSaveRequest& request) {
+  v1::BeginSaveRequest copy = request;
+  copy.clear_session_id();
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);
+    copy.SerializeWithCachedSizes(&coded);
+  }
+  return absl::StrCat(bytes.size(), "-", std::hash<std::string>{}(bytes));
+}
+
+}  // namespace ckptd

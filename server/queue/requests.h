@@ -1,0 +1,32 @@
+#ifndef CKPTD_SERVER_QUEUE_REQUESTS_H_
+#define CKPTD_SERVER_QUEUE_REQUESTS_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "ckptd/v1/checkpoint.pb.h"
+#include "server/backend/backend.h"
+
+namespace ckptd {
+
+// The job of a save's name, jobs/{job}/saves/{save}; INVALID_NAME where it is none.
+absl::StatusOr<std::string> JobOfSave(const std::string& name);
+
+// The job of jobs/{job}, or "" for jobs/- and, where `optional`, for an empty string.
+absl::StatusOr<std::string> JobOfParent(const std::string& parent, bool optional);
+
+// Checks what BeginSave announces: at most `max_tensors`, names there and unique, sizes that add up
+// to less than 2^50 bytes.
+absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tensors);
+
+// The same announcement as a backend takes it.
+CheckpointSpec ToSpec(const v1::BeginSaveRequest& request);
+
+// Equal for requests that are equal but for their session.
+std::string Fingerprint(const v1::BeginSaveRequest& request);
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_QUEUE_REQUESTS_H_

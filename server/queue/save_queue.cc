@@ -1,0 +1,380 @@
+// Sessions, and saves as far as their acceptance. What happens to an accepted save is in work.cc.
+
+#include "server/queue/save_queue.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/queue/requests.h"
+
+namespace ckptd {
+namespace {
+
+absl::Status NotStaging(const v1::Save& save, absl::string_view verb) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_NOT_STAGING",
+                   absl::StrCat(save.name(), ": cannot ", verb, " it: it is ",
+                                v1::Save::State_Name(save.state()),
+                                save.error().message().empty() ? "" : ", ", save.error().message()),
+                   {{"name", save.name()}, {"state", v1::Save::State_Name(save.state())}});
+}
+
+}  // namespace
+
+SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Pool* pool,
+                     const BackendRegistry* backends, Options options)
+    : fs_(fs),
+      clock_(clock),
+      pool_(pool),
+      backends_(backends),
+      options_(options),
+      persister_(fs),
+      idle_since_(clock->Now()) {
+  for (int i = 0; i < options_.workers; ++i) workers_.emplace_back([this] { WorkLoop(); });
+}
+
+SaveQueue::~SaveQueue() { Stop(); }
+
+// ---- Sessions --------------------------------------------------------------------------------
+
+std::string SaveQueue::OpenSession(const std::string& client) {
+  std::random_device random;
+  auto session = std::make_shared<Session>();
+  session->id =
+      absl::StrCat(absl::Hex(random(), absl::kZeroPad8), absl::Hex(random(), absl::kZeroPad8));
+  session->client = client;
+  absl::MutexLock lock(&mu_);
+  session->ended = stopping_;
+  sessions_[session->id] = session;
+  idle_since_ = absl::InfiniteFuture();
+  spdlog::info("session {}: opened by {}", session->id, client);
+  return session->id;
+}
+
+void SaveQueue::CloseSession(const std::string& session_id) {
+  std::vector<std::unique_ptr<Image>> images;
+  SessionPtr session;
+  {
+    absl::MutexLock lock(&mu_);
+    auto it = sessions_.find(session_id);
+    if (it == sessions_.end()) return;
+    session = it->second;
+    sessions_.erase(it);
+    session->ended = true;
+    const auto staging = session->staging;
+    for (const SavePtr& record : staging) {
+      spdlog::warn("{}: its client {} is gone before it was complete; reclaiming {} bytes",
+                   record->save.name(), session->client, record->save.total_bytes());
+      const bool dropped = DropStaging(
+          record, MakeError(absl::StatusCode::kCancelled, "CLIENT_DIED",
+                            absl::StrCat(record->save.name(), ": its client ", session->client,
+                                         " ended before the state was complete")));
+      if (dropped && record->image != nullptr) images.push_back(std::move(record->image));
+    }
+    const auto loads = session->loads;
+    for (const auto& [id, load] : loads) DropLoad(load);
+    if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Now();
+    spdlog::info("session {}: closed", session_id);
+  }
+  // A child that the client forked may still have the memory mapped: it is not used again.
+  for (auto& image : images) pool_->Discard(std::move(image));
+  pool_->Unreserve(session_id);
+  pool_->Wake();
+}
+
+absl::StatusOr<SaveQueue::SessionPtr> SaveQueue::FindSession(const std::string& id) const {
+  auto it = sessions_.find(id);
+  if (it != sessions_.end()) return it->second;
+  return MakeError(absl::StatusCode::kNotFound, "SESSION_NOT_FOUND",
+                   absl::StrCat("session '", id.substr(0, 64),
+                                "': is not open; open one with OpenSession and keep its stream"));
+}
+
+absl::StatusOr<SaveQueue::SavePtr> SaveQueue::FindSave(const std::string& name) const {
+  auto it = by_name_.find(name);
+  if (it != by_name_.end()) return it->second;
+  CKPTD_RETURN_IF_ERROR(JobOfSave(name).status());
+  return MakeError(absl::StatusCode::kNotFound, "SAVE_NOT_FOUND",
+                   absl::StrCat(name,
+                                ": no such save; the daemon may have been restarted, or it "
+                                "ended long ago. ckptctl list shows those it knows"),
+                   {{"name", name}});
+}
+
+absl::Status SaveQueue::RefuseWhileEnding(absl::string_view what) const {
+  if (!draining_ && !stopping_) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kUnavailable, "DRAINING",
+                   absl::StrCat(what,
+                                ": the daemon is ending and finishes only what it has "
+                                "accepted; try again when it is back"));
+}
+
+// ---- BeginSave -------------------------------------------------------------------------------
+
+absl::StatusOr<int> SaveQueue::Reserve(const v1::ReserveRequest& request, absl::Time deadline) {
+  SessionPtr session;
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(session, FindSession(request.session_id()));
+  }
+  if (request.image_bytes() <= 0 || request.image_count() < 0 || request.image_count() > 1000) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST",
+                     "reserve: image_bytes must be positive and image_count from 0 to 1000");
+  }
+  auto count =
+      pool_->Reserve(session->id, static_cast<uint64_t>(request.image_bytes()),
+                     std::max(1, request.image_count()), request.wait(), deadline, session->ended);
+  if (session->ended) pool_->Unreserve(session->id);
+  return count;
+}
+
+absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRequest& request,
+                                                           absl::Time deadline) {
+  SessionPtr session;
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("save"));
+    CKPTD_ASSIGN_OR_RETURN(session, FindSession(request.session_id()));
+  }
+  auto made = std::make_shared<SaveRecord>();
+  CKPTD_ASSIGN_OR_RETURN(made->job, JobOfSave(request.name()));
+  CKPTD_RETURN_IF_ERROR(CheckTensors(request, options_.max_tensors));
+  CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
+  const CheckpointSpec spec = ToSpec(request);
+  CKPTD_ASSIGN_OR_RETURN(made->plan, backend->MakePlan(spec));
+  made->umask = request.umask() & 0777;
+  CKPTD_ASSIGN_OR_RETURN(made->target, PrepareTarget(fs_, request.path(), made->umask));
+  made->keys = {made->target.path};
+  made->fingerprint = Fingerprint(request);
+  made->session = session;
+  made->payload_bytes = spec.object_bytes;
+  for (const auto& tensor : spec.tensors) made->payload_bytes += tensor.size_bytes;
+  made->save.set_name(request.name());
+  made->save.set_path(request.path());
+  made->save.set_backend(request.backend());
+  made->save.set_client(session->client);
+  made->save.set_total_bytes(static_cast<int64_t>(made->plan->file_bytes()));
+  made->save.set_tensor_count(request.tensors_size());
+  Stamp(made->save.mutable_create_time());
+
+  CKPTD_ASSIGN_OR_RETURN(SavePtr record, AddStaging(request, made, deadline));
+  if (record == made) CKPTD_RETURN_IF_ERROR(AcquireImage(record, session, deadline));
+  absl::MutexLock lock(&mu_);
+  return MakeResponse(*record);
+}
+
+// Adds `made` to the table, or returns the save that a repeated call is about, once it has its
+// image.
+absl::StatusOr<SaveQueue::SavePtr> SaveQueue::AddStaging(const v1::BeginSaveRequest& request,
+                                                         const SavePtr& made, absl::Time deadline) {
+  absl::MutexLock lock(&mu_);
+  for (;;) {
+    CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("save"));
+    CKPTD_ASSIGN_OR_RETURN(const SessionPtr session, FindSession(request.session_id()));
+    auto it = by_name_.find(request.name());
+    if (it == by_name_.end()) {
+      made->number = next_number_++;
+      by_name_[request.name()] = made;
+      by_number_[made->number] = made;
+      session->staging.insert(made);
+      SetState(made.get(), v1::Save::STAGING);
+      return made;
+    }
+    SavePtr record = it->second;
+    if (record->fingerprint != made->fingerprint) {
+      return MakeError(absl::StatusCode::kAlreadyExists, "SAVE_EXISTS",
+                       absl::StrCat(request.name(), ": exists and is another save, to ",
+                                    record->save.path(), "; choose another name"),
+                       {{"name", request.name()}});
+    }
+    auto settled = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      return record->save.state() != v1::Save::STAGING || record->image != nullptr;
+    };
+    if (!mu_.AwaitWithDeadline(absl::Condition(&settled), deadline)) {
+      return MakeError(absl::StatusCode::kDeadlineExceeded, "STAGING_FULL",
+                       absl::StrCat(request.name(), ": still waits for staging memory"));
+    }
+    // Where the first call got no memory it has left no save behind, and this one begins it.
+    it = by_name_.find(request.name());
+    if (it != by_name_.end() && it->second == record) return record;
+  }
+}
+
+absl::Status SaveQueue::AcquireImage(const SavePtr& record, const SessionPtr& session,
+                                     absl::Time deadline) {
+  auto image = pool_->Acquire(record->plan->file_bytes(), deadline, session->ended);
+  bool unwanted = false;
+  absl::Status status = image.status();
+  {
+    absl::MutexLock lock(&mu_);
+    if (record->save.state() != v1::Save::STAGING) {
+      unwanted = image.ok();
+      status = NotStaging(record->save, "begin");
+    } else if (image.ok()) {
+      record->image = *std::move(image);
+      return absl::OkStatus();
+    } else {
+      // A failure to start is the call's status and leaves no save behind.
+      DropStaging(record, Annotate(status, record->save.name()));
+      ended_.remove(record->number);
+      by_name_.erase(record->save.name());
+      by_number_.erase(record->number);
+    }
+  }
+  if (unwanted) pool_->Release(*std::move(image));
+  return status;
+}
+
+v1::BeginSaveResponse SaveQueue::MakeResponse(const SaveRecord& record) const {
+  v1::BeginSaveResponse response;
+  *response.mutable_save() = record.save;
+  if (record.save.state() != v1::Save::STAGING || record.image == nullptr) return response;
+  const Image& image = *record.image;
+  response.mutable_image()->set_path(image.path());
+  response.mutable_image()->set_size_bytes(static_cast<int64_t>(image.size()));
+  response.mutable_image()->set_inode(image.inode());
+  response.mutable_image()->set_id(image.id());
+  response.set_object_offset(static_cast<int64_t>(record.plan->object_offset()));
+  response.mutable_tensor_offsets()->Reserve(
+      static_cast<int>(record.plan->tensor_offsets().size()));
+  for (uint64_t offset : record.plan->tensor_offsets()) {
+    response.add_tensor_offsets(static_cast<int64_t>(offset));
+  }
+  return response;
+}
+
+// ---- From STAGING to QUEUED, or not ----------------------------------------------------------
+
+absl::StatusOr<int64_t> SaveQueue::WriteSave(const std::string& name, int64_t offset,
+                                             absl::string_view data) {
+  SavePtr record;
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(record, FindSave(name));
+    if (stopping_) return RefuseWhileEnding("save");
+    if (record->save.state() != v1::Save::STAGING || record->image == nullptr) {
+      return NotStaging(record->save, "write to");
+    }
+    const uint64_t size = record->image->size();
+    if (offset < 0 || static_cast<uint64_t>(offset) > size ||
+        data.size() > size - static_cast<uint64_t>(offset)) {
+      return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_OFFSET",
+                       absl::StrCat(name, ": ", data.size(), " bytes at offset ", offset,
+                                    " lie outside its image of ", size, " bytes"));
+    }
+    ++record->writers;
+  }
+  std::memcpy(record->image->data() + offset, data.data(), data.size());
+  absl::MutexLock lock(&mu_);
+  --record->writers;
+  record->save.set_staged_bytes(record->save.staged_bytes() + static_cast<int64_t>(data.size()));
+  return record->save.staged_bytes();
+}
+
+absl::StatusOr<v1::CommitSaveResponse> SaveQueue::CommitSave(const std::string& name) {
+  absl::MutexLock lock(&mu_);
+  CKPTD_ASSIGN_OR_RETURN(const SavePtr record, FindSave(name));
+  auto no_writers = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->writers == 0; };
+  mu_.Await(absl::Condition(&no_writers));
+  v1::CommitSaveResponse response;
+  const SessionPtr session = record->session.lock();
+  if (record->save.state() == v1::Save::STAGING) {
+    const auto staged = static_cast<uint64_t>(record->save.staged_bytes());
+    if (record->image == nullptr || (staged != 0 && staged != record->payload_bytes)) {
+      return MakeError(absl::StatusCode::kFailedPrecondition, "INCOMPLETE_SAVE",
+                       absl::StrCat(name, ": has received ", staged, " bytes of ",
+                                    record->payload_bytes, "; write the rest, or abort it"));
+    }
+    CKPTD_RETURN_IF_ERROR(stopping_ ? RefuseWhileEnding("save") : absl::OkStatus());
+    if (session != nullptr) session->staging.erase(record);
+    Stamp(record->save.mutable_commit_time());
+    SetState(record.get(), v1::Save::QUEUED);
+    Job& job = jobs_[record->job];
+    job.active.insert(record);
+    job.newest_save = record;
+    accepted_[record.get()] = record;
+    order_.Add(record.get(), {});
+    if (record->blockers == 0) ready_[record->seq] = record;
+  } else if (record->save.commit_time().seconds() == 0) {
+    return NotStaging(record->save, "commit");
+  }
+  *response.mutable_save() = record->save;
+  if (session != nullptr) {
+    for (v1::Save& save : session->ended_saves) *response.add_ended_saves() = std::move(save);
+    session->ended_saves.clear();
+  }
+  return response;
+}
+
+// Ends a save that is STAGING; its image, if any, is then for the caller to give back. False where
+// it was committed or dropped while this waited for calls of WriteSave to leave the image.
+bool SaveQueue::DropStaging(const SavePtr& record, const absl::Status& why) {
+  auto no_writers = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->writers == 0; };
+  mu_.Await(absl::Condition(&no_writers));
+  if (record->save.state() != v1::Save::STAGING) return false;
+  if (const SessionPtr session = record->session.lock(); session != nullptr) {
+    session->staging.erase(record);
+  }
+  record->plan.reset();
+  *record->save.mutable_error() = ToRpc(why);
+  Stamp(record->save.mutable_end_time());
+  ended_.push_back(record->number);
+  SetState(record.get(), v1::Save::CANCELLED);
+  TrimHistory();
+  return true;
+}
+
+absl::StatusOr<v1::Save> SaveQueue::AbortSave(const std::string& name) {
+  std::unique_ptr<Image> image;
+  v1::Save save;
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(const SavePtr record, FindSave(name));
+    if (record->save.state() == v1::Save::STAGING) {
+      if (DropStaging(record, MakeError(absl::StatusCode::kCancelled, "ABORTED",
+                                        absl::StrCat(name, ": its client gave it up")))) {
+        image = std::move(record->image);
+      }
+    }
+    save = record->save;
+  }
+  if (image != nullptr) pool_->Release(std::move(image));
+  return save;
+}
+
+absl::StatusOr<v1::Save> SaveQueue::CancelSave(const std::string& name) {
+  std::unique_ptr<Image> image;
+  bool staging = false;
+  v1::Save save;
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(const SavePtr record, FindSave(name));
+    const absl::Status why = MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
+                                       absl::StrCat(name, ": was cancelled by CancelSave"));
+    staging = record->save.state() == v1::Save::STAGING && DropStaging(record, why);
+    if (staging) {
+      image = std::move(record->image);
+    } else if (record->save.state() == v1::Save::QUEUED) {
+      image = std::move(record->image);
+      EndSave(record, why);
+    } else if (record->save.state() == v1::Save::PERSISTING) {
+      record->control.cancelled = true;
+    }
+    save = record->save;
+  }
+  if (image == nullptr) return save;
+  // The client of a save that was STAGING may still be copying.
+  if (staging) {
+    pool_->Discard(std::move(image));
+  } else {
+    pool_->Release(std::move(image));
+  }
+  return save;
+}
+
+}  // namespace ckptd

@@ -1,0 +1,123 @@
+#include "server/staging/image.h"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <random>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/os/errors.h"
+
+namespace ckptd {
+namespace {
+
+constexpr absl::string_view kImagePrefix = "image-";
+
+// Not to be guessed or met by accident: a client takes an image only by this name and its inode.
+std::string RandomName(uint64_t id) {
+  std::random_device random;
+  const uint64_t bits = (uint64_t{random()} << 32) | random();
+  return absl::StrCat(kImagePrefix, id, "-", absl::Hex(bits, absl::kZeroPad16));
+}
+
+absl::Status PoolError(const std::string& dir, absl::string_view action, int error) {
+  // A page that tmpfs cannot provide is EFAULT from madvise, ENOSPC from elsewhere.
+  if (error == EFAULT || error == ENOSPC || error == ENOMEM) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "POOL_EXHAUSTED",
+                     absl::StrCat("pool ", dir, ": cannot ", action,
+                                  ": the tmpfs is full; make it larger (docker run --shm-size, or "
+                                  "an emptyDir with medium Memory), or lower --staging-budget"),
+                     {{"dir", dir}});
+  }
+  return OsError(absl::StrCat("pool ", dir), action, error);
+}
+
+}  // namespace
+
+std::string FreeDir(const std::string& pool_dir) { return absl::StrCat(pool_dir, "/.free"); }
+
+bool IsImageName(const std::string& name) { return absl::StartsWith(name, kImagePrefix); }
+
+absl::StatusOr<std::unique_ptr<Image>> Image::Create(FileSystem* fs, const std::string& dir,
+                                                     uint64_t id, uint64_t size) {
+  std::unique_ptr<Image> image(new Image(fs, dir, id));
+  CKPTD_RETURN_IF_ERROR(image->Open());
+  CKPTD_RETURN_IF_ERROR(image->Resize(size));
+  return image;
+}
+
+absl::Status Image::Open() {
+  base_name_ = RandomName(id_);
+  int fd = fs_->Open(dir_, O_TMPFILE | O_RDWR, 0600);
+  if (fd == -EOPNOTSUPP || fd == -EISDIR || fd == -ENOENT) {
+    // No unnamed files here: it begins its life parked.
+    if (int error = fs_->MakeDirectory(FreeDir(dir_), 0700); error < 0 && error != -EEXIST) {
+      return PoolError(dir_, "make a folder", -error);
+    }
+    path_ = absl::StrCat(FreeDir(dir_), "/", base_name_);
+    fd = fs_->Open(path_, O_CREAT | O_EXCL | O_RDWR, 0600);
+    if (fd < 0) path_.clear();
+  }
+  if (fd < 0) return PoolError(dir_, "create an image", -fd);
+  fd_ = FileDescriptor(fs_, fd);
+  struct stat info = {};
+  if (int error = fs_->Stat(fd_.get(), &info); error < 0) {
+    return PoolError(dir_, "look at an image", -error);
+  }
+  inode_ = info.st_ino;
+  return absl::OkStatus();
+}
+
+Image::~Image() {
+  Unmap();
+  if (!path_.empty()) fs_->Unlink(path_);
+}
+
+void Image::Unmap() {
+  if (data_ != nullptr) fs_->Unmap(data_, capacity_);
+  data_ = nullptr;
+}
+
+absl::Status Image::Resize(uint64_t size) {
+  const uint64_t old_capacity = capacity_;
+  const uint64_t new_capacity = RoundUp(size);
+  if (size != size_) {
+    if (int error = fs_->Truncate(fd_.get(), static_cast<off_t>(size)); error < 0) {
+      return PoolError(dir_, "resize an image", -error);
+    }
+    size_ = size;
+  }
+  if (new_capacity == old_capacity) return absl::OkStatus();
+  const int mapped = data_ == nullptr ? fs_->Map(fd_.get(), new_capacity, &data_)
+                                      : fs_->Remap(data_, old_capacity, new_capacity, &data_);
+  if (mapped < 0) return PoolError(dir_, "map an image", -mapped);
+  capacity_ = new_capacity;
+  if (new_capacity < old_capacity) return absl::OkStatus();
+  const uint64_t added = new_capacity - old_capacity;
+  if (int error = fs_->Populate(data_ + old_capacity, added); error < 0) {
+    return PoolError(dir_, absl::StrCat("fault in ", added, " bytes of an image"), -error);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Image::MoveTo(const std::string& path) {
+  const int error = path_.empty() ? fs_->Link(fd_.get(), path) : fs_->Rename(path_, path);
+  if (error < 0) return PoolError(dir_, "name an image", -error);
+  path_ = path;
+  return absl::OkStatus();
+}
+
+absl::Status Image::Lease() { return MoveTo(absl::StrCat(dir_, "/", base_name_)); }
+
+absl::Status Image::Park() {
+  const std::string free_dir = FreeDir(dir_);
+  if (int error = fs_->MakeDirectory(free_dir, 0700); error < 0 && error != -EEXIST) {
+    return PoolError(dir_, "make a folder", -error);
+  }
+  return MoveTo(absl::StrCat(free_dir, "/", base_name_));
+}
+
+}  // namespace ckptd

@@ -1,0 +1,79 @@
+#ifndef CKPTD_SERVER_STAGING_IMAGE_H_
+#define CKPTD_SERVER_STAGING_IMAGE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/os/file_system.h"
+
+namespace ckptd {
+
+// A file in tmpfs, mapped and faulted in, that is a checkpoint file in the making. Owned by one at
+// a time: the pool while it is free, a save otherwise. Not thread-safe; its bytes are shared with
+// the client that has it mapped.
+//
+// Names. A new image has none. Lease gives it one in the pool's folder, by which the client finds
+// it. Park moves it out of sight into the folder ".free" (Linux gives a file that lost its last
+// name no new one), Lease moves it back.
+class Image {
+ public:
+  static constexpr uint64_t kPage = 4096;
+  static uint64_t RoundUp(uint64_t size) { return (size + kPage - 1) / kPage * kPage; }
+
+  // Makes an image of `size` bytes and faults it in. Blocks for as long as that takes.
+  // RESOURCE_EXHAUSTED (POOL_EXHAUSTED) where the tmpfs has no room.
+  static absl::StatusOr<std::unique_ptr<Image>> Create(FileSystem* fs, const std::string& dir,
+                                                       uint64_t id, uint64_t size);
+  // Gives the memory back, as far as no client has it mapped, and removes the name.
+  ~Image();
+  Image(const Image&) = delete;
+  Image& operator=(const Image&) = delete;
+
+  // Cuts or grows the image to `size`; faults in only what is new. After an error it must go.
+  absl::Status Resize(uint64_t size);
+  absl::Status Lease();
+  absl::Status Park();
+
+  // Never used again in this pool, and not an inode number.
+  uint64_t id() const { return id_; }
+  uint64_t inode() const { return inode_; }
+  int fd() const { return fd_.get(); }
+  // Where the client finds it. Empty while it has no name.
+  const std::string& path() const { return path_; }
+  // The length of the file.
+  uint64_t size() const { return size_; }
+  // What it takes of the pool: whole pages. The last page may be read to its end.
+  uint64_t capacity() const { return capacity_; }
+  uint8_t* data() const { return data_; }
+
+ private:
+  Image(FileSystem* fs, std::string dir, uint64_t id) : fs_(fs), dir_(std::move(dir)), id_(id) {}
+  absl::Status Open();
+  absl::Status MoveTo(const std::string& path);
+  void Unmap();
+
+  FileSystem* const fs_;
+  const std::string dir_;
+  const uint64_t id_;
+  FileDescriptor fd_;
+  uint64_t inode_ = 0;
+  std::string base_name_;
+  std::string path_;
+  uint64_t size_ = 0;
+  uint64_t capacity_ = 0;
+  uint8_t* data_ = nullptr;
+};
+
+// The folder, inside the pool's, of images that wait for their next save.
+std::string FreeDir(const std::string& pool_dir);
+
+// Whether a file of this name in the pool's folders is an image.
+bool IsImageName(const std::string& name);
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_STAGING_IMAGE_H_

@@ -1,0 +1,305 @@
+#include "server/staging/pool.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+
+namespace ckptd {
+namespace {
+
+// Whether an image of one capacity serves a save of the other: what must be faulted in, or given
+// back, is then little beside the whole.
+bool Near(uint64_t a, uint64_t b) {
+  constexpr uint64_t kSlack = uint64_t{4} << 20;
+  const uint64_t larger = std::max(a, b);
+  return larger - std::min(a, b) <= std::max(larger / 8, kSlack);
+}
+
+}  // namespace
+
+Pool::Pool(FileSystem* fs, Options options, FileDescriptor lock)
+    : fs_(fs), options_(std::move(options)), lock_(std::move(lock)) {
+  warmer_ = std::thread([this] { WarmLoop(); });
+}
+
+Pool::~Pool() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  warmer_.join();
+  {
+    absl::MutexLock lock(&mu_);
+    free_.clear();
+  }
+  fs_->RemoveDirectory(FreeDir(options_.dir));
+}
+
+absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(uint64_t size, absl::Time deadline,
+                                                     const CancelToken& cancel) {
+  const uint64_t capacity = Image::RoundUp(size);
+  if (capacity > options_.budget_bytes) {
+    return MakeError(
+        absl::StatusCode::kResourceExhausted, "EXCEEDS_BUDGET",
+        absl::StrCat("save: needs ", size, " bytes of staging memory, the budget of pool ",
+                     options_.dir, " is ", options_.budget_bytes,
+                     "; start ckptd with a larger --staging-budget (and, in a container, a larger "
+                     "/dev/shm: docker run --shm-size)"),
+        {{"size_bytes", absl::StrCat(size)},
+         {"budget_bytes", absl::StrCat(options_.budget_bytes)}});
+  }
+  std::unique_ptr<Image> image;
+  {
+    std::vector<std::unique_ptr<Image>> doomed;  // given back before new memory is taken
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(image, WaitForRoom(capacity, deadline, cancel, &doomed));
+    leased_.insert(capacity);
+  }
+  absl::Status status;
+  if (image == nullptr) {
+    auto created = Image::Create(fs_, options_.dir, next_id_++, size);
+    status = created.status();
+    if (created.ok()) image = *std::move(created);
+  } else {
+    status = image->Resize(size);
+  }
+  if (status.ok()) status = image->Lease();
+  if (status.ok()) return image;
+  image.reset();
+  GiveUpRoom(capacity);
+  return status;
+}
+
+absl::StatusOr<std::unique_ptr<Image>> Pool::WaitForRoom(
+    uint64_t capacity, absl::Time deadline, const CancelToken& cancel,
+    std::vector<std::unique_ptr<Image>>* doomed) {
+  const uint64_t ticket = next_ticket_++;
+  waiting_.push_back(ticket);
+  absl::StatusOr<std::unique_ptr<Image>> result;
+  for (bool timed_out = false;; timed_out = changed_.WaitWithDeadline(&mu_, deadline)) {
+    if (cancel || stopping_) {
+      result = MakeError(absl::StatusCode::kCancelled, "ABORTED",
+                         "save: gave up waiting for staging memory: its client is gone or the "
+                         "daemon is ending");
+      break;
+    }
+    // First come, first served: a large save is not starved by small ones behind it.
+    if (waiting_.front() == ticket) {
+      std::unique_ptr<Image> image = TakeFree(capacity);
+      const bool wait_for_warm = image == nullptr && IsOnItsWay(capacity);
+      if (image != nullptr || (!wait_for_warm && MakeRoom(capacity, false, doomed))) {
+        if (image == nullptr) used_bytes_ += capacity;
+        result = std::move(image);
+        break;
+      }
+    }
+    if (timed_out) {
+      result = FullError(capacity);
+      break;
+    }
+  }
+  waiting_.erase(std::find(waiting_.begin(), waiting_.end(), ticket));
+  changed_.SignalAll();
+  return result;
+}
+
+// Takes the free image whose capacity is nearest, with its growth paid from the budget.
+std::unique_ptr<Image> Pool::TakeFree(uint64_t capacity) {
+  auto distance = [&](const std::unique_ptr<Image>& image) {
+    return std::max(image->capacity(), capacity) - std::min(image->capacity(), capacity);
+  };
+  auto best = free_.end();
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
+    if (!Near((*it)->capacity(), capacity)) continue;
+    if (used_bytes_ - (*it)->capacity() + capacity > options_.budget_bytes) continue;
+    if (best == free_.end() || distance(*it) < distance(*best)) best = it;
+  }
+  if (best == free_.end()) return nullptr;
+  std::unique_ptr<Image> image = std::move(*best);
+  free_.erase(best);
+  used_bytes_ += capacity;
+  used_bytes_ -= image->capacity();
+  return image;
+}
+
+std::vector<uint64_t> Pool::Evictable(bool spare_only) const {
+  std::vector<uint64_t> capacities;
+  for (auto it = free_.rbegin(); it != free_.rend(); ++it) {
+    const uint64_t capacity = (*it)->capacity();
+    const auto gone = std::count_if(capacities.begin(), capacities.end(),
+                                    [&](uint64_t other) { return Near(other, capacity); });
+    if (spare_only && CountAll(capacity) - gone <= CountWished(capacity)) continue;
+    capacities.push_back(capacity);
+  }
+  return capacities;
+}
+
+bool Pool::HasRoom(uint64_t capacity, bool spare_only) const {
+  const std::vector<uint64_t> evictable = Evictable(spare_only);
+  const uint64_t bytes = std::accumulate(evictable.begin(), evictable.end(), uint64_t{0});
+  return used_bytes_ - bytes + capacity <= options_.budget_bytes;
+}
+
+// Evicts free images until `capacity` more bytes fit, or changes nothing where they cannot.
+bool Pool::MakeRoom(uint64_t capacity, bool spare_only,
+                    std::vector<std::unique_ptr<Image>>* doomed) {
+  if (!HasRoom(capacity, spare_only)) return false;
+  for (auto it = free_.end();
+       it != free_.begin() && used_bytes_ + capacity > options_.budget_bytes;) {
+    --it;
+    if (spare_only && CountAll((*it)->capacity()) <= CountWished((*it)->capacity())) continue;
+    used_bytes_ -= (*it)->capacity();
+    doomed->push_back(std::move(*it));
+    it = free_.erase(it);
+  }
+  return used_bytes_ + capacity <= options_.budget_bytes;
+}
+
+absl::Status Pool::FullError(uint64_t size) const {
+  uint64_t free_bytes = 0;
+  for (const auto& image : free_) free_bytes += image->capacity();
+  return MakeError(
+      absl::StatusCode::kDeadlineExceeded, "STAGING_FULL",
+      absl::StrCat("save: waited in vain for ", size, " bytes of staging memory: of ",
+                   options_.budget_bytes, " bytes, ", used_bytes_ - free_bytes,
+                   " are held by saves that are not durable yet; give it more time, save less "
+                   "often, or start ckptd with a larger --staging-budget"));
+}
+
+void Pool::GiveUpRoom(uint64_t capacity) {
+  absl::MutexLock lock(&mu_);
+  leased_.erase(leased_.find(capacity));
+  used_bytes_ -= capacity;
+  changed_.SignalAll();
+}
+
+void Pool::Release(std::unique_ptr<Image> image) {
+  if (absl::Status status = image->Park(); !status.ok()) {
+    spdlog::warn("{}; its memory is given back", std::string(status.message()));
+    Discard(std::move(image));
+    return;
+  }
+  absl::MutexLock lock(&mu_);
+  leased_.erase(leased_.find(image->capacity()));
+  free_.push_front(std::move(image));
+  changed_.SignalAll();
+}
+
+void Pool::Discard(std::unique_ptr<Image> image) {
+  const uint64_t capacity = image->capacity();
+  image.reset();
+  GiveUpRoom(capacity);
+}
+
+bool Pool::IsOnItsWay(uint64_t capacity) const {
+  return std::any_of(warming_.begin(), warming_.end(),
+                     [&](uint64_t warming) { return Near(warming, capacity); });
+}
+
+int Pool::CountReady(uint64_t capacity) const {
+  auto near = [&](uint64_t other) { return Near(other, capacity); };
+  return static_cast<int>(
+      std::count_if(free_.begin(), free_.end(),
+                    [&](const auto& image) { return near(image->capacity()); }) +
+      std::count_if(warming_.begin(), warming_.end(), near));
+}
+
+int Pool::CountAll(uint64_t capacity) const {
+  return CountReady(capacity) +
+         static_cast<int>(std::count_if(leased_.begin(), leased_.end(),
+                                        [&](uint64_t leased) { return Near(leased, capacity); }));
+}
+
+int Pool::CountWished(uint64_t capacity) const {
+  int count = 0;
+  for (const auto& [owner, wish] : wishes_) {
+    if (Near(wish.capacity, capacity)) count += wish.count;
+  }
+  return count;
+}
+
+absl::StatusOr<int> Pool::Reserve(const std::string& owner, uint64_t size, int count, bool wait,
+                                  absl::Time deadline, const CancelToken& cancel) {
+  const uint64_t capacity = Image::RoundUp(size);
+  if (capacity > options_.budget_bytes) {
+    return MakeError(absl::StatusCode::kResourceExhausted, "EXCEEDS_BUDGET",
+                     absl::StrCat("reserve: ", size, " bytes are more than the budget of ",
+                                  options_.budget_bytes, " bytes of pool ", options_.dir,
+                                  "; start ckptd with a larger --staging-budget"));
+  }
+  absl::MutexLock lock(&mu_);
+  wishes_[owner] = {capacity, count};
+  changed_.SignalAll();
+  while (wait && !cancel && !stopping_ && wishes_.count(owner) != 0) {
+    const bool idle = warming_.empty() && NextToWarm() == 0;
+    if (idle || changed_.WaitWithDeadline(&mu_, deadline)) break;
+  }
+  return CountReady(capacity);
+}
+
+void Pool::Unreserve(const std::string& owner) {
+  absl::MutexLock lock(&mu_);
+  wishes_.erase(owner);
+}
+
+uint64_t Pool::NextToWarm() const {
+  for (const auto& [owner, wish] : wishes_) {
+    if (CountAll(wish.capacity) < CountWished(wish.capacity) && HasRoom(wish.capacity, true)) {
+      return wish.capacity;
+    }
+  }
+  return 0;
+}
+
+void Pool::WarmLoop() {
+  for (;;) {
+    uint64_t capacity = 0;
+    {
+      std::vector<std::unique_ptr<Image>> doomed;
+      absl::MutexLock lock(&mu_);
+      while (!stopping_ && (capacity = NextToWarm()) == 0) changed_.Wait(&mu_);
+      if (stopping_) return;
+      if (!MakeRoom(capacity, true, &doomed)) continue;
+      used_bytes_ += capacity;
+      warming_.insert(capacity);
+    }
+    auto image = Image::Create(fs_, options_.dir, next_id_++, capacity);
+    absl::MutexLock lock(&mu_);
+    warming_.erase(warming_.find(capacity));
+    if (image.ok()) {
+      free_.push_front(*std::move(image));
+    } else {
+      used_bytes_ -= capacity;
+      spdlog::warn("reserve: {}", std::string(image.status().message()));
+      // Or it would be tried again and again.
+      for (auto it = wishes_.begin(); it != wishes_.end();) {
+        it = Near(it->second.capacity, capacity) ? wishes_.erase(it) : std::next(it);
+      }
+    }
+    changed_.SignalAll();
+  }
+}
+
+void Pool::Wake() {
+  absl::MutexLock lock(&mu_);
+  changed_.SignalAll();
+}
+
+Pool::Usage Pool::GetUsage() const {
+  absl::MutexLock lock(&mu_);
+  Usage usage;
+  usage.used_bytes = used_bytes_;
+  for (const auto& image : free_) usage.free_bytes += image->capacity();
+  usage.image_count = static_cast<int>(free_.size() + leased_.size() + warming_.size());
+  usage.waiting_count = static_cast<int>(waiting_.size());
+  return usage;
+}
+
+}  // namespace ckptd

@@ -1,0 +1,135 @@
+#ifndef CKPTD_SERVER_STAGING_POOL_H_
+#define CKPTD_SERVER_STAGING_POOL_H_
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <list>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "server/os/file_system.h"
+#include "server/staging/image.h"
+
+namespace ckptd {
+
+// Set by whoever wants a waiting call to give up; then Pool::Wake.
+using CancelToken = std::atomic<bool>;
+
+// The staging memory of the daemon: images in one tmpfs folder under one budget. Thread-safe.
+//
+// A page is faulted in before a client sees it, and kept when its save ends: the next save of about
+// the same size gets it warm. Free images give way, least recently used first, when the budget is
+// needed for another size.
+class Pool {
+ public:
+  struct Options {
+    // Absolute. Made, with mode 0700, where it does not exist.
+    std::string dir;
+    // The most that all images together may take, in bytes.
+    uint64_t budget_bytes = 0;
+  };
+
+  struct Usage {
+    uint64_t used_bytes = 0;
+    uint64_t free_bytes = 0;
+    int image_count = 0;
+    int waiting_count = 0;
+  };
+
+  // `lock` comes from PreparePoolDir.
+  Pool(FileSystem* fs, Options options, FileDescriptor lock);
+  // Every image must be back. Removes what is free.
+  ~Pool();
+
+  // An image of `size` bytes with a name, its contents undefined. Waits, in the order of the calls,
+  // while the budget is used up: until `deadline` (DEADLINE_EXCEEDED, STAGING_FULL) or `cancel`
+  // (CANCELLED). RESOURCE_EXHAUSTED where `size` can never fit (EXCEEDS_BUDGET) or the tmpfs is
+  // full (POOL_EXHAUSTED).
+  absl::StatusOr<std::unique_ptr<Image>> Acquire(uint64_t size, absl::Time deadline,
+                                                 const CancelToken& cancel);
+
+  // Takes an image back for the next save. The client must not write to it any more.
+  void Release(std::unique_ptr<Image> image);
+
+  // Takes an image out of service: its client may still be writing to it.
+  void Discard(std::unique_ptr<Image> image);
+
+  // Sees to it that there are `count` images for saves of `size` bytes by `owner`, on top of what
+  // other owners have asked for, as far as the budget goes; they are faulted in on a thread of the
+  // pool. Replaces the owner's earlier wish. Returns how many images of that size are free or on
+  // their way. With `wait`, returns when they are warm.
+  absl::StatusOr<int> Reserve(const std::string& owner, uint64_t size, int count, bool wait,
+                              absl::Time deadline, const CancelToken& cancel);
+  void Unreserve(const std::string& owner);
+
+  // Makes waiting calls look at their cancel token.
+  void Wake();
+
+  Usage GetUsage() const;
+  const Options& options() const { return options_; }
+
+ private:
+  struct Wish {
+    uint64_t capacity;
+    int count;
+  };
+
+  absl::StatusOr<std::unique_ptr<Image>> WaitForRoom(uint64_t capacity, absl::Time deadline,
+                                                     const CancelToken& cancel,
+                                                     std::vector<std::unique_ptr<Image>>* doomed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::unique_ptr<Image> TakeFree(uint64_t capacity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Capacities of the free images that may be evicted, in the order in which MakeRoom does: all of
+  // them, or only those beyond what the wishes ask for.
+  std::vector<uint64_t> Evictable(bool spare_only) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether `capacity` more bytes fit once those are evicted.
+  bool HasRoom(uint64_t capacity, bool spare_only) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool MakeRoom(uint64_t capacity, bool spare_only, std::vector<std::unique_ptr<Image>>* doomed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsOnItsWay(uint64_t capacity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Images near `capacity` that are free or on their way; those and the ones in use; and how many
+  // of them the wishes ask for.
+  int CountReady(uint64_t capacity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int CountAll(uint64_t capacity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int CountWished(uint64_t capacity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The capacity of a wish that is not met although there is room; 0 if there is none.
+  uint64_t NextToWarm() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status FullError(uint64_t size) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void GiveUpRoom(uint64_t capacity) ABSL_LOCKS_EXCLUDED(mu_);
+  void WarmLoop() ABSL_LOCKS_EXCLUDED(mu_);
+
+  FileSystem* const fs_;
+  const Options options_;
+  const FileDescriptor lock_;
+  std::atomic<uint64_t> next_id_{1};
+
+  mutable absl::Mutex mu_;
+  absl::CondVar changed_;
+  // Pages of all images: free, in use, and being made.
+  uint64_t used_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  // Most recently used first.
+  std::list<std::unique_ptr<Image>> free_ ABSL_GUARDED_BY(mu_);
+  // Capacities of images in use, and of those being faulted in for a wish.
+  std::multiset<uint64_t> leased_ ABSL_GUARDED_BY(mu_);
+  std::multiset<uint64_t> warming_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, Wish> wishes_ ABSL_GUARDED_BY(mu_);
+  // Tickets of waiting calls of Acquire, oldest first.
+  std::deque<uint64_t> waiting_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_ticket_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread warmer_;
+};
+
+}  // namespace ckptd
+
+#endif  // CKPTD_SERVER_STAGING_POOL_H_

@@ -1,0 +1,15 @@
+# Installs the client's package from BUILD_DIR and builds and runs a project that finds it.
+set(DIR ${BUILD_DIR}/package_test)
+file(REMOVE_RECURSE ${DIR})
+function(run)
+  execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+run(${CMAKE_COMMAND} --install ${BUILD_DIR} --component client --prefix ${DIR}/prefix)
+run(${CMAKE_COMMAND} -S ${CMAKE_CURRENT_LIST_DIR} -B ${DIR}/build -G Ninja
+    -DCMAKE_PREFIX_PATH=${DIR}/prefix -DCMAKE_CXX_COMPILER=${COMPILER})
+run(${CMAKE_COMMAND} --build ${DIR}/build)
+foreach(program core io)
+  if(EXISTS ${DIR}/build/${program})
+    run(${CMAKE_COMMAND} -E env CKPTD_ADDRESS=unix:${DIR}/none.sock ${DIR}/build/${program})
+  endif()
+endforeach()

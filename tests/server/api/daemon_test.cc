@@ -1,0 +1,138 @@
+// The daemon as a whole: all parts by its options.
+
+#include "server/daemon.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "tests/server/api/api_fixture.h"
+
+namespace ckptd {
+namespace {
+
+using absl::StatusCode;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+class DaemonTest : public testing::Test {
+ protected:
+  Options MakeOptions() const {
+    Options options;
+    options.socket = disk_ / "run/ckptd.sock";
+    options.pool_dir = shm_ / "pool";
+    options.staging_budget_bytes = 8 << 20;
+    return options;
+  }
+  static std::unique_ptr<Stub> Connect(const Options& options) {
+    return v1::CheckpointService::NewStub(
+        grpc::CreateChannel("unix:" + options.socket, grpc::InsecureChannelCredentials()));
+  }
+
+  ScopedUmask umask_{0};
+  TempDir disk_;
+  TempDir shm_{TempDir::Place::kMemory};
+};
+
+TEST_F(DaemonTest, ServesAndDrains) {
+  const Options options = MakeOptions();
+  ASSERT_OK_AND_ASSIGN(auto daemon, Daemon::Start(options));
+  const auto stub = Connect(options);
+  ASSERT_OK_AND_ASSIGN(const auto status,
+                       Call(stub.get(), &Stub::GetStatus, v1::GetStatusRequest()));
+  EXPECT_EQ(status.version(), CKPTD_VERSION);
+  EXPECT_THAT(status.backends(), ElementsAre("torch"));
+  EXPECT_EQ(status.pool().budget_bytes(), 8 << 20);
+
+  ClientSession session(stub.get());
+  v1::BeginSaveRequest begin;
+  begin.set_session_id(session.id());
+  begin.set_name("jobs/j/saves/s");
+  begin.set_path(disk_ / "a.ckpt");
+  begin.set_backend("torch");
+  begin.set_object_bytes(10);
+  ASSERT_OK(Call(stub.get(), &Stub::BeginSave, begin));
+  v1::CommitSaveRequest commit;
+  commit.set_name(begin.name());
+  ASSERT_OK(Call(stub.get(), &Stub::CommitSave, commit));
+
+  EXPECT_OK(daemon->Drain());
+  EXPECT_THAT(session.WaitForEnd(), IsError(StatusCode::kUnavailable, "DRAINING"));
+  EXPECT_THAT(ReadFile(disk_ / "a.ckpt"), HasSubstr("archive/data.pkl"));
+  daemon.reset();
+  EXPECT_THAT(ListDir(disk_ / "run"), ElementsAre("ckptd.sock.lock"));
+  EXPECT_THAT(ListDir(shm_ / "pool"), IsEmpty());
+}
+
+TEST_F(DaemonTest, ADrainThatRunsOutOfTimeSaysWhatItLost) {
+  Options options = MakeOptions();
+  options.drain_timeout = absl::ZeroDuration();
+  ASSERT_OK_AND_ASSIGN(auto daemon, Daemon::Start(options));
+  const auto stub = Connect(options);
+  ClientSession session(stub.get());
+  v1::BeginSaveRequest begin;
+  begin.set_session_id(session.id());
+  begin.set_name("jobs/j/saves/s");
+  begin.set_path(disk_ / "a.ckpt");
+  begin.set_backend("torch");
+  begin.set_object_bytes(10);
+  ASSERT_OK(Call(stub.get(), &Stub::BeginSave, begin));
+  const absl::Status drained = daemon->Drain();
+  EXPECT_THAT(drained, IsError(StatusCode::kDeadlineExceeded, "DRAIN_TIMEOUT"));
+  EXPECT_THAT(drained, Says("--drain-timeout"));
+}
+
+TEST_F(DaemonTest, TwoDaemonsShareNeitherSocketNorPool) {
+  const Options options = MakeOptions();
+  ASSERT_OK_AND_ASSIGN(const auto first, Daemon::Start(options));
+  EXPECT_THAT(Daemon::Start(options), IsError(StatusCode::kFailedPrecondition, "ALREADY_RUNNING"));
+  Options other_socket = options;
+  other_socket.socket = disk_ / "other/ckptd.sock";
+  const auto second = Daemon::Start(other_socket);
+  EXPECT_THAT(second, IsError(StatusCode::kFailedPrecondition, "ALREADY_RUNNING"));
+  EXPECT_THAT(second, Says("--pool-dir"));
+  EXPECT_OK(Call(Connect(options).get(), &Stub::GetStatus, v1::GetStatusRequest()));
+  Options other = other_socket;
+  other.pool_dir = shm_ / "other";
+  EXPECT_OK(Daemon::Start(other));
+}
+
+TEST_F(DaemonTest, TheDefaultBudgetIsNotMoreThanAQuarterOfTheTmpfs) {
+  Options options = MakeOptions();
+  options.staging_budget_bytes = 0;
+  ASSERT_OK_AND_ASSIGN(const auto daemon, Daemon::Start(options));
+  ASSERT_OK_AND_ASSIGN(const auto status,
+                       Call(Connect(options).get(), &Stub::GetStatus, v1::GetStatusRequest()));
+  const auto space = std::filesystem::space(options.pool_dir);
+  EXPECT_GT(status.pool().budget_bytes(), 0);
+  EXPECT_LE(static_cast<uint64_t>(status.pool().budget_bytes()), space.capacity / 4);
+}
+
+TEST_F(DaemonTest, IsIdleForTooLongOnlyWhereToldTo) {
+  ASSERT_OK_AND_ASSIGN(auto never, Daemon::Start(MakeOptions()));
+  EXPECT_FALSE(never->IdleForTooLong());
+  never.reset();
+  Options options = MakeOptions();
+  options.idle_exit = absl::Nanoseconds(1);
+  ASSERT_OK_AND_ASSIGN(const auto daemon, Daemon::Start(options));
+  const auto stub = Connect(options);
+  {
+    ClientSession session(stub.get());
+    EXPECT_FALSE(daemon->IdleForTooLong());
+  }
+  EXPECT_TRUE(Eventually([&] { return daemon->IdleForTooLong(); }));
+}
+
+TEST_F(DaemonTest, SaysWhyItCannotStart) {
+  Options options = MakeOptions();
+  options.socket = "relative";
+  EXPECT_THAT(Daemon::Start(options), IsError(StatusCode::kInvalidArgument, "INVALID_PATH"));
+  options = MakeOptions();
+  WriteFile(shm_ / "pool", "a file");
+  EXPECT_THAT(Daemon::Start(options), IsError(StatusCode::kFailedPrecondition, "NOT_A_DIRECTORY"));
+}
+
+}  // namespace
+}  // namespace ckptd

@@ -1,0 +1,208 @@
+#include "server/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/server/testing/temp_dir.h"
+
+namespace ckptd {
+namespace {
+
+using testing::HasSubstr;
+
+// Starts each test without any of the variables, and puts them back.
+class OptionsTest : public testing::Test {
+ protected:
+  OptionsTest() {
+    for (const char* name :
+         {"CKPTD_ADDRESS", "XDG_RUNTIME_DIR", "CKPTD_SOCKET", "CKPTD_POOL_DIR",
+          "CKPTD_STAGING_BUDGET", "CKPTD_DRAIN_TIMEOUT", "CKPTD_IDLE_EXIT", "CKPTD_LOG_LEVEL"}) {
+      // NOLINTNEXTLINE(concurrency-mt-unsafe): this test has one thread
+      const char* value = std::getenv(name);
+      old_[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
+      unsetenv(name);  // NOLINT(concurrency-mt-unsafe)
+    }
+  }
+  ~OptionsTest() override {
+    for (const auto& [name, value] : old_) {
+      unsetenv(name.c_str());  // NOLINT(concurrency-mt-unsafe)
+      if (value.has_value()) SetEnv(name, *value);
+    }
+  }
+
+  static void SetEnv(const std::string& name, const std::string& value) {
+    setenv(name.c_str(), value.c_str(), 1);  // NOLINT(concurrency-mt-unsafe)
+  }
+
+  // What was printed goes to output_ and errors_.
+  CommandLine Parse(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "ckptd");
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    testing::internal::CaptureStdout();
+    testing::internal::CaptureStderr();
+    const CommandLine result = ParseCommandLine(static_cast<int>(argv.size()), argv.data());
+    output_ = testing::internal::GetCapturedStdout();
+    errors_ = testing::internal::GetCapturedStderr();
+    return result;
+  }
+  Options ParseOk(const std::vector<std::string>& arguments) {
+    const CommandLine result = Parse(arguments);
+    EXPECT_FALSE(result.exit) << errors_;
+    return result.options;
+  }
+  // Wrong usage: exit code 2, and a sentence that names `culprit`.
+  void ExpectUsage(const std::vector<std::string>& arguments, const std::string& culprit) {
+    const CommandLine result = Parse(arguments);
+    EXPECT_TRUE(result.exit) << culprit;
+    EXPECT_EQ(result.exit_code, 2) << culprit;
+    EXPECT_THAT(errors_, HasSubstr(culprit));
+  }
+  std::string WriteConfig(const std::string& text) {
+    WriteFile(dir_ / "ckptd.toml", text);
+    return dir_ / "ckptd.toml";
+  }
+
+  TempDir dir_;
+  std::map<std::string, std::optional<std::string>> old_;
+  std::string output_;
+  std::string errors_;
+};
+
+TEST_F(OptionsTest, Defaults) {
+  const std::string uid = std::to_string(getuid());
+  const Options options = ParseOk({});
+  EXPECT_EQ(options.socket, "/tmp/ckptd-" + uid + "/ckptd.sock");
+  EXPECT_EQ(options.pool_dir, "/dev/shm/ckptd-" + uid);
+  EXPECT_EQ(options.staging_budget_bytes, 0u);
+  EXPECT_EQ(options.drain_timeout, absl::Minutes(5));
+  EXPECT_EQ(options.idle_exit, absl::ZeroDuration());
+  EXPECT_EQ(options.log_level, "info");
+}
+
+TEST_F(OptionsTest, TheSocketFollowsTheAddress) {
+  SetEnv("XDG_RUNTIME_DIR", "/run/user/7");
+  EXPECT_EQ(ParseOk({}).socket, "/run/user/7/ckptd/ckptd.sock");
+  SetEnv("CKPTD_ADDRESS", "unix:/a/b.sock");
+  EXPECT_EQ(ParseOk({}).socket, "/a/b.sock");
+  EXPECT_EQ(ParseOk({"--socket", "/c.sock"}).socket, "/c.sock");
+  SetEnv("CKPTD_ADDRESS", "localhost:1234");
+  ExpectUsage({}, "localhost:1234");
+  EXPECT_EQ(ParseOk({"--socket", "/c.sock"}).socket, "/c.sock");
+}
+
+TEST_F(OptionsTest, Flags) {
+  const Options options =
+      ParseOk({"--socket=/s", "--pool-dir", "/p", "--staging-budget=8GiB", "--drain-timeout", "90s",
+               "--idle-exit=1h30m", "--log-level=warn"});
+  EXPECT_EQ(options.socket, "/s");
+  EXPECT_EQ(options.pool_dir, "/p");
+  EXPECT_EQ(options.staging_budget_bytes, uint64_t{8} << 30);
+  EXPECT_EQ(options.drain_timeout, absl::Seconds(90));
+  EXPECT_EQ(options.idle_exit, absl::Minutes(90));
+  EXPECT_EQ(options.log_level, "warn");
+}
+
+TEST_F(OptionsTest, Sizes) {
+  EXPECT_EQ(ParseOk({"--staging-budget=500MB"}).staging_budget_bytes, 500000000u);
+  EXPECT_EQ(ParseOk({"--staging-budget=2MiB"}).staging_budget_bytes, 2u << 20);
+  EXPECT_EQ(ParseOk({"--staging-budget=123456"}).staging_budget_bytes, 123456u);
+  EXPECT_EQ(ParseOk({"--staging-budget=0"}).staging_budget_bytes, 0u);
+  EXPECT_EQ(ParseOk({"--staging-budget=010"}).staging_budget_bytes, 10u);
+}
+
+TEST_F(OptionsTest, Environment) {
+  SetEnv("CKPTD_SOCKET", "/s");
+  SetEnv("CKPTD_POOL_DIR", "/p");
+  SetEnv("CKPTD_STAGING_BUDGET", "1GiB");
+  SetEnv("CKPTD_DRAIN_TIMEOUT", "7s");
+  SetEnv("CKPTD_IDLE_EXIT", "8s");
+  SetEnv("CKPTD_LOG_LEVEL", "error");
+  const Options options = ParseOk({});
+  EXPECT_EQ(options.socket, "/s");
+  EXPECT_EQ(options.pool_dir, "/p");
+  EXPECT_EQ(options.staging_budget_bytes, uint64_t{1} << 30);
+  EXPECT_EQ(options.drain_timeout, absl::Seconds(7));
+  EXPECT_EQ(options.idle_exit, absl::Seconds(8));
+  EXPECT_EQ(options.log_level, "error");
+}
+
+TEST_F(OptionsTest, ConfigFile) {
+  const std::string config = WriteConfig(
+      "socket = \"/s\"\n"
+      "pool-dir = \"/p\"\n"
+      "staging-budget = \"3GiB\"\n"
+      "drain-timeout = \"7s\"\n"
+      "# a comment\n"
+      "idle-exit = \"8s\"\n"
+      "log-level = \"debug\"\n");
+  const Options options = ParseOk({"--config", config});
+  EXPECT_EQ(options.socket, "/s");
+  EXPECT_EQ(options.pool_dir, "/p");
+  EXPECT_EQ(options.staging_budget_bytes, uint64_t{3} << 30);
+  EXPECT_EQ(options.drain_timeout, absl::Seconds(7));
+  EXPECT_EQ(options.idle_exit, absl::Seconds(8));
+  EXPECT_EQ(options.log_level, "debug");
+}
+
+TEST_F(OptionsTest, AFlagGoesBeforeTheEnvironmentAndThatBeforeTheFile) {
+  const std::string config = WriteConfig("pool-dir = \"/file\"\nlog-level = \"debug\"\n");
+  SetEnv("CKPTD_POOL_DIR", "/environment");
+  EXPECT_EQ(ParseOk({"--config", config}).pool_dir, "/environment");
+  EXPECT_EQ(ParseOk({"--config", config}).log_level, "debug");
+  EXPECT_EQ(ParseOk({"--config", config, "--pool-dir=/flag"}).pool_dir, "/flag");
+}
+
+TEST_F(OptionsTest, WrongValuesAreWrongUsage) {
+  ExpectUsage({"--no-such-option"}, "--no-such-option");
+  ExpectUsage({"stray"}, "stray");
+  ExpectUsage({"--socket"}, "--socket");
+  for (const char* size :
+       {"x", "-1", "8XiB", "", "1e400", "+1", " 1", "99999999999999999999", "20000000TB"}) {
+    ExpectUsage({std::string("--staging-budget=") + size}, "--staging-budget");
+  }
+  for (const char* duration : {"x", "-1s", "5", ""}) {
+    ExpectUsage({std::string("--drain-timeout=") + duration}, "--drain-timeout");
+    ExpectUsage({std::string("--idle-exit=") + duration}, "--idle-exit");
+  }
+  ExpectUsage({"--log-level=loud"}, "--log-level");
+  ExpectUsage({"--config", dir_ / "none.toml"}, "none.toml");
+}
+
+TEST_F(OptionsTest, WrongValuesInTheEnvironmentAreWrongUsage) {
+  SetEnv("CKPTD_STAGING_BUDGET", "much");
+  ExpectUsage({}, "much");
+  SetEnv("CKPTD_STAGING_BUDGET", "1GiB");
+  SetEnv("CKPTD_DRAIN_TIMEOUT", "soon");
+  ExpectUsage({}, "soon");
+}
+
+TEST_F(OptionsTest, WrongLinesInTheFileAreWrongUsage) {
+  ExpectUsage({"--config", WriteConfig("log-level = \"loud\"\n")}, "loud");
+  ExpectUsage({"--config", WriteConfig("staging-budget = \"much\"\n")}, "much");
+  ExpectUsage({"--config", WriteConfig("no-such-key = 1\n")}, "no-such-key");
+}
+
+TEST_F(OptionsTest, HelpAndVersionAreNoErrors) {
+  CommandLine result = Parse({"--help"});
+  EXPECT_TRUE(result.exit);
+  EXPECT_EQ(result.exit_code, 0);
+  for (const char* flag : {"--config", "--socket", "--pool-dir", "--staging-budget",
+                           "--drain-timeout", "--idle-exit", "--log-level"}) {
+    EXPECT_THAT(output_, HasSubstr(flag));
+  }
+  result = Parse({"--version"});
+  EXPECT_TRUE(result.exit);
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(output_, std::string("ckptd ") + CKPTD_VERSION + "\n");
+}
+
+}  // namespace
+}  // namespace ckptd

@@ -1,0 +1,203 @@
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/os/errors.h"
+#include "server/os/file_system.h"
+#include "server/os/memory_limit.h"
+#include "tests/server/testing/status_matchers.h"
+#include "tests/server/testing/temp_dir.h"
+
+namespace ckptd {
+namespace {
+
+using absl::StatusCode;
+
+// ---- Errors ----------------------------------------------------------------------------------
+
+TEST(OsErrorTest, MapsWhatTheKernelSays) {
+  struct Case {
+    int error;
+    StatusCode code;
+    const char* reason;
+  };
+  const std::vector<Case> cases = {
+      {ENOSPC, StatusCode::kResourceExhausted, "STORAGE_FULL"},
+      {EDQUOT, StatusCode::kResourceExhausted, "STORAGE_FULL"},
+      {EROFS, StatusCode::kFailedPrecondition, "READ_ONLY_STORAGE"},
+      {EACCES, StatusCode::kPermissionDenied, "PERMISSION_DENIED"},
+      {EPERM, StatusCode::kPermissionDenied, "PERMISSION_DENIED"},
+      {ENOTDIR, StatusCode::kFailedPrecondition, "NOT_A_DIRECTORY"},
+      {EISDIR, StatusCode::kFailedPrecondition, "PATH_IS_DIRECTORY"},
+      {ENAMETOOLONG, StatusCode::kInvalidArgument, "INVALID_PATH"},
+      {ELOOP, StatusCode::kInvalidArgument, "INVALID_PATH"},
+      {EMFILE, StatusCode::kResourceExhausted, "STORAGE_ERROR"},
+      {ENFILE, StatusCode::kResourceExhausted, "STORAGE_ERROR"},
+      {EIO, StatusCode::kInternal, "STORAGE_ERROR"},
+      {ESTALE, StatusCode::kInternal, "STORAGE_ERROR"},
+  };
+  for (const Case& c : cases) {
+    const absl::Status status = OsError("checkpoint /x", "write", c.error);
+    EXPECT_THAT(status, IsError(c.code, c.reason)) << c.error;
+    EXPECT_THAT(std::string(status.message()), testing::StartsWith("checkpoint /x: cannot write: "))
+        << c.error;
+  }
+  EXPECT_THAT(OsError("a", "b", ENOSPC), Says("No space left on device; free space"));
+}
+
+// ---- MemoryLimit -----------------------------------------------------------------------------
+
+class MemoryLimitTest : public testing::Test {
+ protected:
+  void Put(const std::string& file, const std::string& content) {
+    const std::string path = root_ / file;
+    std::filesystem::create_directories(path.substr(0, path.rfind('/')));
+    WriteFile(path, content);
+  }
+  void PutRam(uint64_t bytes) {
+    Put("proc/meminfo", absl::StrCat("MemTotal:       ", bytes / 1024,
+                                     " kB\nMemFree:        1 kB\nHugePages_Total:       0\n"));
+  }
+  uint64_t Limit() const { return MemoryLimit(root_.path() + "/"); }
+
+  TempDir root_;
+};
+
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
+TEST_F(MemoryLimitTest, IsRamWithoutGroups) {
+  PutRam(4 * kGiB);
+  EXPECT_EQ(Limit(), 4 * kGiB);
+}
+
+TEST_F(MemoryLimitTest, FindsMemTotalBehindOtherLines) {
+  Put("proc/meminfo", "Something:  7\nOther: 1 kB\nMemTotal: 1024 kB\n");
+  EXPECT_EQ(Limit(), 1024u * 1024);
+}
+
+TEST_F(MemoryLimitTest, Version2) {
+  PutRam(4 * kGiB);
+  Put("proc/self/cgroup", "0::/user.slice/job\n");
+  Put("sys/fs/cgroup/user.slice/job/memory.max", "1073741824\n");
+  EXPECT_EQ(Limit(), kGiB);
+  Put("sys/fs/cgroup/user.slice/job/memory.max", "max\n");
+  EXPECT_EQ(Limit(), 4 * kGiB);
+}
+
+TEST_F(MemoryLimitTest, AGroupAboveMayBeTighter) {
+  PutRam(4 * kGiB);
+  Put("proc/self/cgroup", "0::/a/b/c\n");
+  Put("sys/fs/cgroup/a/b/c/memory.max", "3221225472\n");
+  Put("sys/fs/cgroup/a/b/memory.max", "max\n");
+  Put("sys/fs/cgroup/a/memory.max", "2147483648\n");
+  EXPECT_EQ(Limit(), 2 * kGiB);
+}
+
+// As in a container with a namespace of its own: the group is the root of what it sees.
+TEST_F(MemoryLimitTest, Version2AtTheRoot) {
+  PutRam(4 * kGiB);
+  Put("proc/self/cgroup", "0::/\n");
+  Put("sys/fs/cgroup/memory.max", "536870912\n");
+  EXPECT_EQ(Limit(), kGiB / 2);
+}
+
+TEST_F(MemoryLimitTest, Version1) {
+  PutRam(4 * kGiB);
+  Put("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:hugetlb,memory:/docker/abc\n0::/\n");
+  Put("sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "1073741824\n");
+  EXPECT_EQ(Limit(), kGiB);
+  // As it writes "none".
+  Put("sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes", "9223372036854771712\n");
+  EXPECT_EQ(Limit(), 4 * kGiB);
+}
+
+// A container without such a namespace: its path is that of the host and leads nowhere here.
+TEST_F(MemoryLimitTest, Version1MountedAtTheGroup) {
+  PutRam(4 * kGiB);
+  Put("proc/self/cgroup", "4:memory:/docker/abc\n");
+  Put("sys/fs/cgroup/memory/memory.limit_in_bytes", "1073741824\n");
+  EXPECT_EQ(Limit(), kGiB);
+}
+
+TEST_F(MemoryLimitTest, ALimitAboveRamIsNone) {
+  PutRam(kGiB);
+  Put("proc/self/cgroup", "0::/a\n");
+  Put("sys/fs/cgroup/a/memory.max", "9999999999999\n");
+  EXPECT_EQ(Limit(), kGiB);
+}
+
+TEST_F(MemoryLimitTest, RealMachine) {
+  EXPECT_GT(MemoryLimit("/"), uint64_t{64} << 20);
+  EXPECT_LT(MemoryLimit("/"), uint64_t{1} << 50);
+}
+
+// ---- The kernel's file system ----------------------------------------------------------------
+
+TEST(PosixFileSystemTest, AnswersLikeTheKernel) {
+  const TempDir dir;
+  const auto fs = NewPosixFileSystem();
+  EXPECT_EQ(fs->Open(dir / "none", O_RDONLY, 0), -ENOENT);
+  EXPECT_EQ(fs->Unlink(dir / "none"), -ENOENT);
+  EXPECT_EQ(fs->Close(-1), -EBADF);
+  EXPECT_EQ(fs->MakeDirectory(dir.path(), 0700), -EEXIST);
+  std::vector<std::string> names;
+  EXPECT_EQ(fs->List(dir / "none", &names), -ENOENT);
+  std::string real;
+  EXPECT_EQ(fs->RealPath(dir / "none", &real), -ENOENT);
+}
+
+TEST(PosixFileSystemTest, GivesAnUnnamedFileAName) {
+  const TempDir dir;
+  const auto fs = NewPosixFileSystem();
+  FileDescriptor file(fs.get(), fs->Open(dir.path(), O_TMPFILE | O_RDWR, 0600));
+  ASSERT_TRUE(file);
+  EXPECT_EQ(fs->Write(file.get(), "abc", 3, 2), 3);
+  EXPECT_EQ(fs->Link(file.get(), dir / "f"), 0);
+  EXPECT_EQ(fs->Link(file.get(), dir / "f"), -EEXIST);
+  EXPECT_EQ(ReadFile(dir / "f"), std::string("\0\0abc", 5));
+  EXPECT_EQ(file.Close(), 0);
+  EXPECT_EQ(file.Close(), 0) << "nothing happens the second time";
+}
+
+TEST(PosixFileSystemTest, DescriptorsAreClosedOnceAndNotInherited) {
+  const TempDir dir;
+  const auto fs = NewPosixFileSystem();
+  const size_t before = CountOpenFiles();
+  {
+    FileDescriptor a(fs.get(), fs->Open(dir.path(), O_RDONLY | O_DIRECTORY, 0));
+    ASSERT_TRUE(a);
+    EXPECT_NE(fcntl(a.get(), F_GETFD) & FD_CLOEXEC, 0);
+    FileDescriptor b(std::move(a));
+    FileDescriptor c;
+    c = std::move(b);
+    EXPECT_TRUE(c);
+    EXPECT_EQ(CountOpenFiles(), before + 1);
+  }
+  EXPECT_EQ(CountOpenFiles(), before);
+}
+
+TEST(PosixFileSystemTest, KeepsWhatIsMappedOverARemap) {
+  const TempDir dir(TempDir::Place::kMemory);
+  const auto fs = NewPosixFileSystem();
+  FileDescriptor file(fs.get(), fs->Open(dir / "f", O_CREAT | O_RDWR, 0600));
+  ASSERT_EQ(fs->Truncate(file.get(), 1 << 20), 0);
+  uint8_t* data = nullptr;
+  ASSERT_EQ(fs->Map(file.get(), 4096, &data), 0);
+  ASSERT_EQ(fs->Populate(data, 4096), 0);
+  data[7] = 42;
+  ASSERT_EQ(fs->Remap(data, 4096, 1 << 20, &data), 0);
+  EXPECT_EQ(data[7], 42);
+  // Behind the end of the file there is no page to be had.
+  ASSERT_EQ(fs->Truncate(file.get(), 4096), 0);
+  EXPECT_EQ(fs->Populate(data, 1 << 20), -EFAULT);
+  EXPECT_EQ(fs->Unmap(data, 1 << 20), 0);
+}
+
+}  // namespace
+}  // namespace ckptd

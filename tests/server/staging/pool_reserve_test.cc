@@ -1,0 +1,146 @@
+// Reserve: memory that is warm before the first save asks for it.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "server/staging/pool.h"
+#include "tests/server/staging/pool_fixture.h"
+
+namespace ckptd {
+namespace {
+
+using absl::StatusCode;
+using testing::IsEmpty;
+
+class PoolReserveTest : public PoolTest {
+ protected:
+  int Reserve(const std::string& owner, uint64_t size, int count) {
+    auto result = pool_->Reserve(owner, size, count, /*wait=*/true, Soon(), never_);
+    EXPECT_OK(result);
+    return result.value_or(-1);
+  }
+};
+
+TEST_F(PoolReserveTest, TheFirstSaveFindsWarmMemory) {
+  MakePool(64 * kMiB);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 2), 2);
+  EXPECT_EQ(pool_->GetUsage().free_bytes, 16 * kMiB);
+  EXPECT_THAT(dir_.List(), IsEmpty()) << "has no name before it is leased";
+  fs_.Reset();
+  auto first = Acquire(8 * kMiB - 12345);
+  auto second = Acquire(8 * kMiB);
+  EXPECT_EQ(fs_.Count(FsOp::kPopulate), 0);
+  EXPECT_EQ(pool_->GetUsage().image_count, 2);
+  pool_->Release(std::move(first));
+  pool_->Release(std::move(second));
+}
+
+TEST_F(PoolReserveTest, OwnersAddUpAndAWishIsReplaced) {
+  MakePool(64 * kMiB);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 1), 1);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 1), 1);
+  EXPECT_EQ(Reserve("b", 8 * kMiB, 2), 3);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 2), 4);
+  // A wish that is gone is not met again when its images are.
+  pool_->Unreserve("b");
+  for (int i = 0; i < 4; ++i) pool_->Discard(Acquire(8 * kMiB));
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 2), 2);
+}
+
+TEST_F(PoolReserveTest, ImagesInUseCountAsServed) {
+  MakePool(64 * kMiB);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 1), 1);
+  auto image = Acquire(8 * kMiB);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 1), 0) << "it is leased, and comes back";
+  EXPECT_EQ(pool_->GetUsage().image_count, 1);
+  pool_->Release(std::move(image));
+}
+
+TEST_F(PoolReserveTest, GoesAsFarAsTheBudget) {
+  MakePool(20 * kMiB);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 5), 2);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 16 * kMiB);
+  EXPECT_THAT(pool_->Reserve("a", 20 * kMiB + 1, 1, true, Soon(), never_),
+              IsError(StatusCode::kResourceExhausted, "EXCEEDS_BUDGET"));
+}
+
+TEST_F(PoolReserveTest, EvictsWhatNobodyAskedFor) {
+  MakePool(20 * kMiB);
+  pool_->Release(Acquire(16 * kMiB));
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 1), 1);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 8 * kMiB);
+}
+
+TEST_F(PoolReserveTest, DoesNotEvictWhatAnotherAskedFor) {
+  MakePool(20 * kMiB);
+  EXPECT_EQ(Reserve("a", 16 * kMiB, 1), 1);
+  EXPECT_EQ(Reserve("b", 8 * kMiB, 1), 0);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 16 * kMiB);
+  // A save is another matter: it comes first. What the wish still wants comes back after it.
+  auto image = Acquire(8 * kMiB);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 8 * kMiB);
+  pool_->Release(std::move(image));
+}
+
+TEST_F(PoolReserveTest, SpareImagesOfAWishedSizeMayGo) {
+  MakePool(20 * kMiB);
+  EXPECT_EQ(Reserve("a", 6 * kMiB, 3), 3);
+  EXPECT_EQ(Reserve("a", 6 * kMiB, 1), 3);
+  // Two of the three are spare, which is not enough for 17 MiB ...
+  EXPECT_EQ(Reserve("b", 17 * kMiB, 1), 0);
+  // ... but for 12.
+  EXPECT_EQ(Reserve("b", 12 * kMiB, 1), 1);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 18 * kMiB);
+}
+
+TEST_F(PoolReserveTest, ASaveWaitsForTheImageThatIsOnItsWay) {
+  MakePool(64 * kMiB);
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op == FsOp::kPopulate) gate_.Pass();
+    return std::nullopt;
+  });
+  EXPECT_OK(pool_->Reserve("a", 8 * kMiB, 1, /*wait=*/false, Soon(), never_));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  std::unique_ptr<Image> image;
+  std::thread waiter([&] { image = Acquire(8 * kMiB); });
+  ASSERT_TRUE(Eventually([&] { return pool_->GetUsage().waiting_count == 1; }));
+  EXPECT_EQ(pool_->GetUsage().image_count, 1);
+  gate_.Open();
+  waiter.join();
+  ASSERT_NE(image, nullptr);
+  EXPECT_EQ(fs_.Count(FsOp::kPopulate), 1);
+  pool_->Release(std::move(image));
+}
+
+TEST_F(PoolReserveTest, AWaitEndsWithItsDeadlineOrItsClient) {
+  MakePool(64 * kMiB);
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op == FsOp::kPopulate) gate_.Pass();
+    return std::nullopt;
+  });
+  EXPECT_OK(pool_->Reserve("a", 8 * kMiB, 1, /*wait=*/true, absl::Now(), never_));
+  CancelToken cancel{false};
+  std::thread waiter(
+      [&] { EXPECT_OK(pool_->Reserve("b", 8 * kMiB, 1, /*wait=*/true, Soon(), cancel)); });
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  cancel = true;
+  pool_->Wake();
+  waiter.join();
+  gate_.Open();
+}
+
+TEST_F(PoolReserveTest, GivesUpWhereTheTmpfsIsFull) {
+  MakePool(64 * kMiB);
+  fs_.FailAll(FsOp::kPopulate, EFAULT);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 3), 0);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 0u);
+  EXPECT_EQ(fs_.Count(FsOp::kPopulate), 1) << "tries it again and again";
+  fs_.Reset();
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 3), 3);
+}
+
+}  // namespace
+}  // namespace ckptd

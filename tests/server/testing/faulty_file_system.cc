@@ -1,0 +1,231 @@
+#include "tests/server/testing/faulty_file_system.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace ckptd {
+namespace {
+
+constexpr std::array<const char*, 27> kNames = {
+    "Open",    "Close",    "Write", "Read",   "Truncate", "Allocate", "Chmod",
+    "Stat",    "DataSync", "Sync",  "Flags?", "SetFlags", "Link",     "Rename",
+    "Unlink",  "Rmdir",    "Mkdir", "Lstat",  "Access",   "RealPath", "List",
+    "StatVfs", "Type",     "Map",   "Unmap",  "Remap",    "Populate"};
+
+// Values of a fault's countdown.
+constexpr int kNeverAgain = 0;
+constexpr int kAlways = -1;
+
+FsCall OnFile(FsOp op, int fd, size_t length = 0) {
+  FsCall call;
+  call.op = op;
+  call.fd = fd;
+  call.length = length;
+  return call;
+}
+
+FsCall OnName(FsOp op, const std::string& path, int flags = 0) {
+  FsCall call;
+  call.op = op;
+  call.path = path;
+  call.flags = flags;
+  return call;
+}
+
+}  // namespace
+
+std::string Describe(const std::vector<FsCall>& calls) {
+  std::string text;
+  for (const FsCall& call : calls) {
+    absl::StrAppend(&text, kNames[static_cast<size_t>(call.op)], " fd=", call.fd, " ", call.path,
+                    " ", call.target, " length=", call.length, " -> ", call.result, "\n");
+  }
+  return text;
+}
+
+void FaultyFileSystem::FailNth(int n, int error) {
+  absl::MutexLock lock(&mu_);
+  faults_.push_back({std::nullopt, n, error});
+}
+
+void FaultyFileSystem::FailNth(FsOp op, int n, int error) {
+  absl::MutexLock lock(&mu_);
+  faults_.push_back({op, n, error});
+}
+
+void FaultyFileSystem::FailAll(FsOp op, int error) { FailNth(op, kAlways, error); }
+
+void FaultyFileSystem::SetBefore(Before before) {
+  absl::MutexLock lock(&mu_);
+  before_ = std::move(before);
+}
+
+void FaultyFileSystem::SetAfter(After after) {
+  absl::MutexLock lock(&mu_);
+  after_ = std::move(after);
+}
+
+void FaultyFileSystem::Reset() {
+  absl::MutexLock lock(&mu_);
+  faults_.clear();
+  calls_.clear();
+  before_ = nullptr;
+  after_ = nullptr;
+}
+
+std::vector<FsCall> FaultyFileSystem::Calls() const {
+  absl::MutexLock lock(&mu_);
+  return calls_;
+}
+
+int FaultyFileSystem::Count(FsOp op) const {
+  absl::MutexLock lock(&mu_);
+  return static_cast<int>(std::count_if(calls_.begin(), calls_.end(),
+                                        [&](const FsCall& call) { return call.op == op; }));
+}
+
+std::optional<int64_t> FaultyFileSystem::Decide(FsCall& call) {
+  Before before;
+  std::optional<int64_t> result;
+  {
+    absl::MutexLock lock(&mu_);
+    before = before_;
+    for (Fault& fault : faults_) {
+      if (fault.op.has_value() && *fault.op != call.op) continue;
+      if (fault.countdown == kNeverAgain) continue;
+      if (fault.countdown != kAlways) --fault.countdown;
+      if (fault.countdown == 0 || fault.countdown == kAlways) result = -fault.error;
+    }
+  }
+  // Outside the lock: it may block, or look at this file system.
+  if (before && !result.has_value()) result = before(call);
+  return result;
+}
+
+template <typename Make>
+int64_t FaultyFileSystem::Do(FsCall call, Make make) {
+  const std::optional<int64_t> decided = Decide(call);
+  call.result = decided.has_value() ? *decided : make(call);
+  After after;
+  {
+    absl::MutexLock lock(&mu_);
+    calls_.push_back(call);
+    after = after_;
+  }
+  if (after) after(call);
+  return call.result;
+}
+
+int FaultyFileSystem::Open(const std::string& path, int flags, mode_t mode) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kOpen, path, flags), [&](auto&) { return base_->Open(path, flags, mode); }));
+}
+int FaultyFileSystem::Close(int fd) {
+  const int closed = base_->Close(fd);
+  return static_cast<int>(Do(OnFile(FsOp::kClose, fd), [&](auto&) { return closed; }));
+}
+ssize_t FaultyFileSystem::Write(int fd, const void* data, size_t length, off_t offset) {
+  return Do(OnFile(FsOp::kWrite, fd, length),
+            [&](const FsCall& call) { return base_->Write(fd, data, call.length, offset); });
+}
+ssize_t FaultyFileSystem::Read(int fd, void* data, size_t length, off_t offset) {
+  return Do(OnFile(FsOp::kRead, fd, length),
+            [&](const FsCall& call) { return base_->Read(fd, data, call.length, offset); });
+}
+int FaultyFileSystem::Truncate(int fd, off_t length) {
+  return static_cast<int>(Do(OnFile(FsOp::kTruncate, fd, static_cast<size_t>(length)),
+                             [&](auto&) { return base_->Truncate(fd, length); }));
+}
+int FaultyFileSystem::Allocate(int fd, off_t length) {
+  return static_cast<int>(Do(OnFile(FsOp::kAllocate, fd, static_cast<size_t>(length)),
+                             [&](auto&) { return base_->Allocate(fd, length); }));
+}
+int FaultyFileSystem::Chmod(int fd, mode_t mode) {
+  return static_cast<int>(
+      Do(OnFile(FsOp::kChmod, fd), [&](auto&) { return base_->Chmod(fd, mode); }));
+}
+int FaultyFileSystem::Stat(int fd, struct stat* out) {
+  return static_cast<int>(Do(OnFile(FsOp::kStat, fd), [&](auto&) { return base_->Stat(fd, out); }));
+}
+int FaultyFileSystem::DataSync(int fd) {
+  return static_cast<int>(
+      Do(OnFile(FsOp::kDataSync, fd), [&](auto&) { return base_->DataSync(fd); }));
+}
+int FaultyFileSystem::Sync(int fd) {
+  return static_cast<int>(Do(OnFile(FsOp::kSync, fd), [&](auto&) { return base_->Sync(fd); }));
+}
+int FaultyFileSystem::GetFlags(int fd) {
+  return static_cast<int>(
+      Do(OnFile(FsOp::kGetFlags, fd), [&](auto&) { return base_->GetFlags(fd); }));
+}
+int FaultyFileSystem::SetFlags(int fd, int flags) {
+  return static_cast<int>(
+      Do(OnFile(FsOp::kSetFlags, fd), [&](auto&) { return base_->SetFlags(fd, flags); }));
+}
+int FaultyFileSystem::Link(int fd, const std::string& path) {
+  FsCall call = OnFile(FsOp::kLink, fd);
+  call.path = path;
+  return static_cast<int>(Do(call, [&](auto&) { return base_->Link(fd, path); }));
+}
+int FaultyFileSystem::Rename(const std::string& from, const std::string& to) {
+  FsCall call = OnName(FsOp::kRename, from);
+  call.target = to;
+  return static_cast<int>(Do(call, [&](auto&) { return base_->Rename(from, to); }));
+}
+int FaultyFileSystem::Unlink(const std::string& path) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kUnlink, path), [&](auto&) { return base_->Unlink(path); }));
+}
+int FaultyFileSystem::RemoveDirectory(const std::string& path) {
+  return static_cast<int>(Do(OnName(FsOp::kRemoveDirectory, path),
+                             [&](auto&) { return base_->RemoveDirectory(path); }));
+}
+int FaultyFileSystem::MakeDirectory(const std::string& path, mode_t mode) {
+  return static_cast<int>(Do(OnName(FsOp::kMakeDirectory, path),
+                             [&](auto&) { return base_->MakeDirectory(path, mode); }));
+}
+int FaultyFileSystem::LinkStat(const std::string& path, struct stat* out) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kLinkStat, path), [&](auto&) { return base_->LinkStat(path, out); }));
+}
+int FaultyFileSystem::Access(const std::string& path, int mode) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kAccess, path), [&](auto&) { return base_->Access(path, mode); }));
+}
+int FaultyFileSystem::RealPath(const std::string& path, std::string* out) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kRealPath, path), [&](auto&) { return base_->RealPath(path, out); }));
+}
+int FaultyFileSystem::List(const std::string& path, std::vector<std::string>* names) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kList, path), [&](auto&) { return base_->List(path, names); }));
+}
+int FaultyFileSystem::StatVfs(const std::string& path, struct statvfs* out) {
+  return static_cast<int>(
+      Do(OnName(FsOp::kStatVfs, path), [&](auto&) { return base_->StatVfs(path, out); }));
+}
+int64_t FaultyFileSystem::Type(const std::string& path) {
+  return Do(OnName(FsOp::kType, path), [&](auto&) { return base_->Type(path); });
+}
+int FaultyFileSystem::Map(int fd, size_t length, uint8_t** out) {
+  return static_cast<int>(
+      Do(OnFile(FsOp::kMap, fd, length), [&](auto&) { return base_->Map(fd, length, out); }));
+}
+int FaultyFileSystem::Unmap(uint8_t* data, size_t length) {
+  return static_cast<int>(
+      Do(OnFile(FsOp::kUnmap, -1, length), [&](auto&) { return base_->Unmap(data, length); }));
+}
+int FaultyFileSystem::Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) {
+  return static_cast<int>(Do(OnFile(FsOp::kRemap, -1, new_length), [&](auto&) {
+    return base_->Remap(data, old_length, new_length, out);
+  }));
+}
+int FaultyFileSystem::Populate(uint8_t* data, size_t length) {
+  return static_cast<int>(Do(OnFile(FsOp::kPopulate, -1, length),
+                             [&](auto&) { return base_->Populate(data, length); }));
+}
+
+}  // namespace ckptd
