@@ -40,9 +40,7 @@ absl::Status LimitExceeded(absl::string_view what) {
   return MakeError(absl::StatusCode::kInvalidArgument, "LIMIT_EXCEEDED", what);
 }
 
-absl::Status TotalTooLarge() {
-  return LimitExceeded("save: is larger than 2^50 bytes in all");
-}
+absl::Status TotalTooLarge() { return LimitExceeded("save: is larger than 2^50 bytes in all"); }
 
 }  // namespace
 
