@@ -71,6 +71,7 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
   if (request.object_bytes() < 0) return InvalidTensor(-1, "object_bytes is negative");
   absl::flat_hash_set<absl::string_view> names;
   uint64_t total = static_cast<uint64_t>(request.object_bytes());
+  if (total > kMaxBytes) return TotalTooLarge();
   for (int i = 0; i < request.tensors_size(); ++i) {
     const v1::TensorSpec& tensor = request.tensors(i);
     if (tensor.name().empty()) return InvalidTensor(i, "has no name");
