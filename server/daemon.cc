@@ -19,8 +19,9 @@ constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options) {
-  std::unique_ptr<Daemon> daemon(new Daemon(options));
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options,
+                                                      Failpoints* failpoints) {
+  std::unique_ptr<Daemon> daemon(new Daemon(options, failpoints));
   CKPTD_RETURN_IF_ERROR(daemon->Build());
   return daemon;
 }
@@ -39,34 +40,62 @@ absl::Status Daemon::Build() {
                            DefaultBudget(fs_.get(), options_.pool_dir, MemoryLimit("/")));
   }
   pool_ = std::make_unique<Pool>(fs_.get(), pool_options, std::move(lock));
-  queue_ = std::make_unique<SaveQueue>(fs_.get(), &clock_, pool_.get(), &backends_,
-                                       SaveQueue::Options());
+  CKPTD_RETURN_IF_ERROR(TakeOver());
   service_ = std::make_unique<CheckpointServiceImpl>(
       queue_.get(), pool_.get(),
-      CheckpointServiceImpl::Identity{CKPTD_VERSION, backends_.Names(), clock_.Now()});
+      CheckpointServiceImpl::Identity{CKPTD_VERSION, backends_.Names(), clock_.Now(),
+                                      journal_file_});
   CKPTD_ASSIGN_OR_RETURN(server_, GrpcServer::Start(std::move(acceptor), service_.get()));
+  Pass("restart.serving");
   spdlog::info("ckptd {} serves unix:{}, staging in {} with a budget of {} bytes", CKPTD_VERSION,
                options_.socket, pool_options.dir, pool_options.budget_bytes);
   return absl::OkStatus();
 }
 
-bool Daemon::IdleForTooLong() const {
-  return options_.idle_exit > absl::ZeroDuration() &&
-         clock_.Now() - queue_->IdleSince() >= options_.idle_exit;
+// The pool is locked for this daemon, and so is the journal that tells of it.
+absl::Status Daemon::TakeOver() {
+  CKPTD_ASSIGN_OR_RETURN(const std::string state_dir,
+                         PrepareStateDir(fs_.get(), options_.state_dir, options_.socket));
+  journal_file_ = JournalFile(state_dir, options_.pool_dir);
+  CKPTD_ASSIGN_OR_RETURN(journal_, OpenJournal(fs_.get(), journal_file_));
+  Pass("restart.journal-opened");
+  SaveQueue::Options queue_options;
+  queue_options.retry_timeout = options_.retry_timeout;
+  queue_options.failpoints = failpoints_;
+  queue_ = std::make_unique<SaveQueue>(fs_.get(), &clock_, journal_.journal.get(), pool_.get(),
+                                       &backends_, queue_options);
+  CKPTD_RETURN_IF_ERROR(queue_->Restore(journal_.contents, {}));
+  journal_.contents = {};
+  if (!journal_.aside.empty()) {
+    const std::vector<std::string> images = ListImages(fs_.get(), options_.pool_dir);
+    queue_->RestoreOrphans(images);
+    RemoveStrays(fs_.get(), options_.pool_dir, {images.begin(), images.end()});
+    return absl::OkStatus();
+  }
+  Pass("restart.adopted");
+  RemoveStrays(fs_.get(), options_.pool_dir, queue_->ImagesInUse());
+  Pass("restart.strays-removed");
+  return absl::OkStatus();
 }
 
-absl::Status Daemon::Drain() {
+void Daemon::Pass(absl::string_view failpoint) const {
+  if (failpoints_ != nullptr) failpoints_->Pass(failpoint);
+}
+
+bool Daemon::IdleForTooLong() const {
+  return options_.idle_exit > absl::ZeroDuration() && queue_->IdleFor() >= options_.idle_exit;
+}
+
+void Daemon::Drain() {
   spdlog::info("draining: no new saves; waiting up to {} for pending ones",
                absl::FormatDuration(options_.drain_timeout));
   server_->SetServing(false);
   const int left = queue_->Drain(absl::Now() + options_.drain_timeout);
   queue_->Stop();
   server_->Shutdown(kShutdownGrace);
-  if (left == 0) return absl::OkStatus();
-  return MakeError(absl::StatusCode::kDeadlineExceeded, "DRAIN_TIMEOUT",
-                   absl::StrCat("ckptd: ended with ", left,
-                                " saves or removals that were not done; give it a longer "
-                                "--drain-timeout next time"));
+  if (left > 0) {
+    spdlog::warn("ended with {} saves or removals that are not done; the next start goes on", left);
+  }
 }
 
 }  // namespace ckptd

@@ -2,16 +2,20 @@
 #define CKPTD_SERVER_DAEMON_H_
 
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/api/grpc_server.h"
 #include "server/backend/backend.h"
 #include "server/options.h"
 #include "server/os/clock.h"
+#include "server/os/failpoints.h"
 #include "server/os/file_system.h"
 #include "server/queue/save_queue.h"
 #include "server/staging/pool.h"
+#include "server/state_dir.h"
 
 namespace ckptd {
 
@@ -19,23 +23,32 @@ namespace ckptd {
 class Daemon {
  public:
   // Fails with one sentence for the user where something that `options` name cannot be had.
-  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options);
+  // `failpoints` may be null, and must outlive the daemon.
+  static absl::StatusOr<std::unique_ptr<Daemon>> Start(const Options& options,
+                                                       Failpoints* failpoints = nullptr);
 
   // Whether `options.idle_exit` has passed without client and work.
   bool IdleForTooLong() const;
 
   // Says NOT_SERVING, refuses new saves, waits for the pending ones for at most
-  // `options.drain_timeout`, and shuts down. An error says how many saves were lost.
-  absl::Status Drain();
+  // `options.drain_timeout`, and shuts down. What is not durable then stays accepted for the next
+  // daemon.
+  void Drain();
 
  private:
-  explicit Daemon(const Options& options) : options_(options) {}
+  Daemon(const Options& options, Failpoints* failpoints)
+      : options_(options), failpoints_(failpoints) {}
   absl::Status Build();
+  absl::Status TakeOver();
+  void Pass(absl::string_view failpoint) const;
 
   const Options options_;
+  Failpoints* const failpoints_;
   const SystemClock clock_;
   const std::unique_ptr<FileSystem> fs_ = NewPosixFileSystem();
   BackendRegistry backends_;
+  std::string journal_file_;
+  OpenedJournal journal_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<SaveQueue> queue_;
   std::unique_ptr<CheckpointServiceImpl> service_;

@@ -5,18 +5,36 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <string>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 #include "server/daemon.h"
 #include "server/options.h"
 
 namespace {
 
+// For what is left to do once the pending saves are done or given up.
+constexpr absl::Duration kEndPatience = absl::Seconds(10);
+
 int Fail(const absl::Status& status) {
   spdlog::shutdown();
   std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
   return 1;
+}
+
+// What hangs in a dead file system must not keep the process: nothing is lost by its end, as the
+// next start takes over from the journal.
+void EndInAnyCase(absl::Duration drain_timeout) {
+  std::thread([after = drain_timeout + kEndPatience] {
+    absl::SleepFor(after);
+    spdlog::warn("a call of a file system hangs; ending without it");
+    std::_Exit(0);
+  }).detach();
 }
 
 }  // namespace
@@ -43,11 +61,18 @@ int main(int argc, char** argv) {
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
   spdlog::set_level(spdlog::level::from_str(command_line.options.log_level));
 
-  auto daemon = ckptd::Daemon::Start(command_line.options);
+  ckptd::Failpoints failpoints;
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): no thread yet
+  const char* failpoint = std::getenv("CKPTD_FAILPOINT");
+  const absl::Status set = failpoints.Set(failpoint == nullptr ? "" : failpoint);
+  if (!set.ok()) return Fail(set);
+  auto daemon = ckptd::Daemon::Start(command_line.options, &failpoints);
   if (!daemon.ok()) return Fail(daemon.status());
   const timespec second = {1, 0};
   while (sigtimedwait(&signals, nullptr, &second) < 0 && !(*daemon)->IdleForTooLong()) {
   }
-  const absl::Status drained = (*daemon)->Drain();
-  return drained.ok() ? 0 : Fail(drained);
+  EndInAnyCase(command_line.options.drain_timeout);
+  (*daemon)->Drain();
+  daemon->reset();
+  return 0;
 }

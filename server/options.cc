@@ -76,7 +76,22 @@ class FileBelowEnvironment : public CLI::ConfigTOML {
   const CLI::App* const app_;
 };
 
-void AddOptions(CLI::App* app, Options* options, std::string* drain, std::string* idle) {
+// Durations as they are written.
+struct Durations {
+  std::string drain_timeout;
+  std::string retry_timeout;
+  std::string idle_exit;
+};
+
+void AddDuration(CLI::App* app, const char* flag, const char* variable, std::string* value,
+                 const char* description) {
+  app->add_option(flag, *value, description)
+      ->envname(variable)
+      ->check(DurationCheck())
+      ->capture_default_str();
+}
+
+void AddOptions(CLI::App* app, Options* options, Durations* durations) {
   app->set_config("--config", "", "File with these options in TOML, one a line");
   app->config_formatter(std::make_shared<FileBelowEnvironment>(app));
   app->allow_config_extras(CLI::config_extras_mode::error);
@@ -90,14 +105,15 @@ void AddOptions(CLI::App* app, Options* options, std::string* drain, std::string
                   "smallest of RAM, the cgroup's limit and the tmpfs)")
       ->envname("CKPTD_STAGING_BUDGET")
       ->transform(SizeCheck());
-  app->add_option("--drain-timeout", *drain, "How long SIGTERM waits for pending saves")
-      ->envname("CKPTD_DRAIN_TIMEOUT")
-      ->check(DurationCheck())
-      ->capture_default_str();
-  app->add_option("--idle-exit", *idle, "End after that long without client and work; 0: never")
-      ->envname("CKPTD_IDLE_EXIT")
-      ->check(DurationCheck())
-      ->capture_default_str();
+  app->add_option("--state-dir", options->state_dir,
+                  "Folder of the journal (default $XDG_STATE_HOME/ckptd or ~/.local/state/ckptd)")
+      ->envname("CKPTD_STATE_DIR");
+  AddDuration(app, "--drain-timeout", "CKPTD_DRAIN_TIMEOUT", &durations->drain_timeout,
+              "How long SIGTERM waits for pending saves; the rest stays for the next start");
+  AddDuration(app, "--retry-timeout", "CKPTD_RETRY_TIMEOUT", &durations->retry_timeout,
+              "How long a save is tried again while its storage fails or is full");
+  AddDuration(app, "--idle-exit", "CKPTD_IDLE_EXIT", &durations->idle_exit,
+              "End after that long without client and work; 0: never");
   app->add_option("--log-level", options->log_level)
       ->envname("CKPTD_LOG_LEVEL")
       ->check(
@@ -113,14 +129,15 @@ CommandLine ParseCommandLine(int argc, char** argv) {
   Options& options = result.options;
   options.socket = DefaultSocket();
   options.pool_dir = absl::StrCat("/dev/shm/ckptd-", getuid());
-  std::string drain = absl::FormatDuration(options.drain_timeout);
-  std::string idle = absl::FormatDuration(options.idle_exit);
+  Durations durations = {absl::FormatDuration(options.drain_timeout),
+                         absl::FormatDuration(options.retry_timeout),
+                         absl::FormatDuration(options.idle_exit)};
 
   CLI::App app(
       "ckptd: takes checkpoints off trainers' hands and makes them durable.\n"
       "Serves in the foreground, logs to stderr, drains on SIGTERM.");
   app.option_defaults()->always_capture_default(false);
-  AddOptions(&app, &options, &drain, &idle);
+  AddOptions(&app, &options, &durations);
   try {
     app.parse(argc, argv);
     if (options.socket.empty()) {
@@ -133,8 +150,9 @@ CommandLine ParseCommandLine(int argc, char** argv) {
     result.exit_code = app.exit(error) == 0 ? 0 : 2;
     return result;
   }
-  absl::ParseDuration(drain, &options.drain_timeout);
-  absl::ParseDuration(idle, &options.idle_exit);
+  absl::ParseDuration(durations.drain_timeout, &options.drain_timeout);
+  absl::ParseDuration(durations.retry_timeout, &options.retry_timeout);
+  absl::ParseDuration(durations.idle_exit, &options.idle_exit);
   return result;
 }
 

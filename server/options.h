@@ -18,12 +18,21 @@ struct Options {
   // The tmpfs folder for staging images. Default: /dev/shm/ckptd-$UID.
   std::string pool_dir;
 
+  // The folder of the journal. Default: $XDG_STATE_HOME/ckptd, or $HOME/.local/state/ckptd; where
+  // neither can be had, that of the socket.
+  std::string state_dir;
+
   // The most that staging images may take, in bytes; 0: a quarter of the smallest of RAM, the
   // control group's limit and the tmpfs. Written as 8GiB, 500MB or a number of bytes.
   uint64_t staging_budget_bytes = 0;
 
-  // How long SIGTERM waits for pending saves to become durable. Written as 90s, 5m.
+  // How long SIGTERM waits for pending saves to become durable. What is not by then stays accepted
+  // for the next start. Written as 90s, 5m.
   absl::Duration drain_timeout = absl::Minutes(5);
+
+  // How long a save is tried again after an error of the storage that may pass, such as a full
+  // disk.
+  absl::Duration retry_timeout = absl::Seconds(30);
 
   // End after that long without a client and without work; 0: never.
   absl::Duration idle_exit = absl::ZeroDuration();

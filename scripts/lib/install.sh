@@ -9,7 +9,7 @@ APT_PACKAGES=(
   pkg-config shellcheck
   # Libraries
   libabsl-dev libcli11-dev libgmock-dev libgrpc++-dev libgtest-dev libisal-dev libprotobuf-dev
-  libspdlog-dev libtorch-dev protobuf-compiler protobuf-compiler-grpc
+  libspdlog-dev libsqlite3-dev libtorch-dev protobuf-compiler protobuf-compiler-grpc
   # Python client, and grpcurl to talk to the daemon as a person would
   golang-go python3-venv
 )

@@ -151,12 +151,22 @@ grpc::Status CheckpointServiceImpl::CancelSave(grpc::ServerContext* context,
   return Answer(queue_->CancelSave(request->name()), response);
 }
 
+grpc::Status CheckpointServiceImpl::ExportSave(grpc::ServerContext* context,
+                                               const v1::ExportSaveRequest* request,
+                                               v1::ExportSaveResponse* response) {
+  absl::StatusOr<v1::Save> save = queue_->ExportSave(*request);
+  if (!save.ok()) return ToGrpc(save.status());
+  *response->mutable_save() = *std::move(save);
+  return grpc::Status::OK;
+}
+
 grpc::Status CheckpointServiceImpl::GetStatus(grpc::ServerContext* context,
                                               const v1::GetStatusRequest* request,
                                               v1::GetStatusResponse* response) {
   response->set_version(identity_.version);
   response->set_pid(getpid());
   response->mutable_start_time()->set_seconds(absl::ToUnixSeconds(identity_.start_time));
+  response->set_journal_file(identity_.journal_file);
   response->set_draining(queue_->draining());
   response->set_session_count(queue_->SessionCount());
   for (const std::string& backend : identity_.backends) response->add_backends(backend);

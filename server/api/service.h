@@ -22,6 +22,7 @@ class CheckpointServiceImpl final
     std::string version;
     std::vector<std::string> backends;
     absl::Time start_time;
+    std::string journal_file;
   };
 
   // The arguments must outlive the service.
@@ -63,6 +64,8 @@ class CheckpointServiceImpl final
                          v1::ListSavesResponse* response) override;
   grpc::Status CancelSave(grpc::ServerContext* context, const v1::CancelSaveRequest* request,
                           v1::Save* response) override;
+  grpc::Status ExportSave(grpc::ServerContext* context, const v1::ExportSaveRequest* request,
+                          v1::ExportSaveResponse* response) override;
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
                          v1::GetStatusResponse* response) override;
 

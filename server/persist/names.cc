@@ -1,16 +1,18 @@
 #include "server/persist/names.h"
 
-#include <cstdint>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 
 namespace ckptd {
 
-std::string MakeTempName() {
+std::string TempPrefix(absl::string_view daemon_id) {
+  return absl::StrCat(".ckptd-", daemon_id, "-");
+}
+
+std::string MakeTempName(absl::string_view prefix) {
   std::random_device random;
-  const uint64_t bits = (uint64_t{random()} << 32) | random();
-  return absl::StrCat(".ckptd-", absl::Hex(bits, absl::kZeroPad16));
+  return absl::StrCat(prefix, absl::Hex(random(), absl::kZeroPad8));
 }
 
 }  // namespace ckptd

@@ -3,11 +3,15 @@
 
 #include <string>
 
+#include "absl/strings/string_view.h"
+
 namespace ckptd {
 
-// A new name for a file of ours beside a target, for the instant of an overwrite:
-// ".ckptd-" and 16 random hexadecimal digits.
-std::string MakeTempName();
+// How the names of all files begin that the daemon with this id puts beside a target.
+std::string TempPrefix(absl::string_view daemon_id);
+
+// A new name for such a file: `prefix` and 8 random hexadecimal digits.
+std::string MakeTempName(absl::string_view prefix);
 
 }  // namespace ckptd
 

@@ -100,8 +100,13 @@ class SealThread {
 // One attempt: owns the file until it is published.
 class Attempt {
  public:
-  Attempt(FileSystem* fs, const Target& target)
-      : fs_(fs), target_(target), object_(absl::StrCat("checkpoint ", target.path)) {}
+  Attempt(FileSystem* fs, const Target& target, const std::string& temp_prefix,
+          Failpoints* failpoints)
+      : fs_(fs),
+        target_(target),
+        temp_prefix_(temp_prefix),
+        failpoints_(failpoints),
+        object_(absl::StrCat("checkpoint ", target.path)) {}
   ~Attempt() {
     if (!temp_name_.empty()) fs_->Unlink(temp_name_);
   }
@@ -118,11 +123,16 @@ class Attempt {
   absl::Status Error(absl::string_view action, int error) const {
     return OsError(object_, action, -error);
   }
+  void Pass(absl::string_view failpoint) const {
+    if (failpoints_ != nullptr) failpoints_->Pass(failpoint);
+  }
   absl::Status WritePiece(const uint8_t* data, uint64_t offset, uint64_t length);
   absl::Status LeaveDirect(int error);
 
   FileSystem* const fs_;
   const Target& target_;
+  const std::string& temp_prefix_;
+  Failpoints* const failpoints_;
   const std::string object_;
   FileDescriptor file_;
   FileDescriptor dir_;
@@ -136,7 +146,7 @@ absl::Status Attempt::Open() {
   const auto try_open = [&](int direct) {
     int fd = fs_->Open(target_.dir, O_TMPFILE | O_WRONLY | direct, 0600);
     if (fd != -EOPNOTSUPP && fd != -EISDIR && fd != -ENOENT) return fd;
-    temp_name_ = absl::StrCat(target_.dir, "/", MakeTempName());
+    temp_name_ = absl::StrCat(target_.dir, "/", MakeTempName(temp_prefix_));
     fd = fs_->Open(temp_name_, O_CREAT | O_EXCL | O_WRONLY | direct, 0600);
     if (fd >= 0) return fd;
     // Linux makes the file before it finds that it cannot be written directly.
@@ -151,6 +161,7 @@ absl::Status Attempt::Open() {
   }
   if (fd < 0) return Error("create a file in its folder", fd);
   file_ = FileDescriptor(fs_, fd);
+  Pass("persist.opened");
   if (!temp_name_.empty()) {
     spdlog::info("{}: this file system has no unnamed files (O_TMPFILE); writing to {}", object_,
                  temp_name_);
@@ -212,11 +223,13 @@ absl::Status Attempt::Write(const PersistSource& source, PersistControl* control
 }
 
 absl::Status Attempt::Finish(uint64_t size, mode_t mode) {
+  Pass("persist.written");
   if (int error = fs_->Truncate(file_.get(), static_cast<off_t>(size)); error < 0) {
     return Error("set its length", error);
   }
   if (int error = fs_->Chmod(file_.get(), mode); error < 0) return Error("set its mode", error);
   if (int error = fs_->DataSync(file_.get()); error < 0) return Error("sync it", error);
+  Pass("persist.synced");
   struct stat info = {};
   if (int error = fs_->Stat(file_.get(), &info); error < 0) return Error("check it", error);
   if (static_cast<uint64_t>(info.st_size) != size) {
@@ -230,17 +243,22 @@ absl::Status Attempt::Finish(uint64_t size, mode_t mode) {
 absl::Status Attempt::Publish() {
   if (temp_name_.empty()) {
     int error = fs_->Link(file_.get(), target_.path);
-    if (error == 0) return absl::OkStatus();
+    if (error == 0) {
+      Pass("persist.linked");
+      return absl::OkStatus();
+    }
     if (error != -EEXIST) return Error("publish it", error);
-    const std::string temp_name = absl::StrCat(target_.dir, "/", MakeTempName());
+    const std::string temp_name = absl::StrCat(target_.dir, "/", MakeTempName(temp_prefix_));
     error = fs_->Link(file_.get(), temp_name);
     if (error < 0) return Error("publish it", error);
     temp_name_ = temp_name;
+    Pass("persist.named-beside");
   }
   if (int error = fs_->Rename(temp_name_, target_.path); error < 0) {
     return Error("publish it", error);
   }
   temp_name_.clear();
+  Pass("persist.renamed");
   return absl::OkStatus();
 }
 
@@ -249,14 +267,15 @@ absl::Status Attempt::SyncDir() {
     return Error(absl::StrCat("sync its folder ", target_.dir), error);
   }
   if (int error = file_.Close(); error < 0) return Error("close it", error);
+  Pass("persist.folder-synced");
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status Persister::Persist(const PersistSource& source, const Target& target, mode_t umask,
-                                PersistControl* control) {
-  Attempt attempt(fs_, target);
+                                PersistControl* control) const {
+  Attempt attempt(fs_, target, temp_prefix_, failpoints_);
   CKPTD_RETURN_IF_ERROR(attempt.Open());
   CKPTD_RETURN_IF_ERROR(attempt.Allocate(source.size));
   CKPTD_RETURN_IF_ERROR(attempt.Write(source, control));

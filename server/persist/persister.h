@@ -7,8 +7,10 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
+#include "server/os/failpoints.h"
 #include "server/os/file_system.h"
 #include "server/persist/target.h"
 
@@ -36,16 +38,21 @@ struct PersistControl {
 // Makes one file durable at its target. See persister.cc for the protocol. Thread-safe.
 class Persister {
  public:
-  explicit Persister(FileSystem* fs) : fs_(fs) {}
+  // `temp_prefix`: what the names of our own files begin with; see names.h. `failpoints` may be
+  // null.
+  Persister(FileSystem* fs, std::string temp_prefix, Failpoints* failpoints = nullptr)
+      : fs_(fs), temp_prefix_(std::move(temp_prefix)), failpoints_(failpoints) {}
 
   // Returns OK once the file is at `target.path`, whole, with mode 0666 & ~`umask`, and would
   // survive a power cut. On error the target is as it was, and nothing is left beside it; only an
   // error of the last step, the sync of the folder, comes after the file is visible.
   absl::Status Persist(const PersistSource& source, const Target& target, mode_t umask,
-                       PersistControl* control);
+                       PersistControl* control) const;
 
  private:
   FileSystem* const fs_;
+  const std::string temp_prefix_;
+  Failpoints* const failpoints_;
 };
 
 // Removes a file, a symlink or a folder with all that is in it, and syncs the folder it was in.

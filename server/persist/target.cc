@@ -22,16 +22,11 @@ absl::Status InvalidPath(const std::string& path, absl::string_view why) {
                    absl::StrCat(Object(path.substr(0, 200)), ": ", why), {{"path", path}});
 }
 
-std::string Parent(const std::string& dir) {
-  const size_t slash = dir.rfind('/');
-  return slash == 0 ? "/" : dir.substr(0, slash);
-}
-
 // Makes a folder and its entry durable: a checkpoint that survives a power cut must be found.
 // Returns 0 or -errno.
 int MakeOne(FileSystem* fs, const std::string& dir, mode_t mode) {
   if (int error = fs->MakeDirectory(dir, mode); error < 0) return error;
-  const FileDescriptor parent(fs, fs->Open(Parent(dir), O_RDONLY | O_DIRECTORY, 0));
+  const FileDescriptor parent(fs, fs->Open(ParentDir(dir), O_RDONLY | O_DIRECTORY, 0));
   return parent ? fs->Sync(parent.get()) : parent.get();
 }
 
@@ -39,7 +34,7 @@ int MakeOne(FileSystem* fs, const std::string& dir, mode_t mode) {
 int MakeDirectories(FileSystem* fs, const std::string& dir, mode_t mode) {
   int error = MakeOne(fs, dir, mode);
   if (error == -ENOENT && dir != "/") {
-    error = MakeDirectories(fs, Parent(dir), mode);
+    error = MakeDirectories(fs, ParentDir(dir), mode);
     if (error < 0) return error;
     error = MakeOne(fs, dir, mode);
   }
@@ -51,6 +46,11 @@ int MakeDirectories(FileSystem* fs, const std::string& dir, mode_t mode) {
 }
 
 }  // namespace
+
+std::string ParentDir(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
 
 absl::Status CheckPath(const std::string& path) {
   if (path.empty() || path[0] != '/') {
@@ -80,6 +80,11 @@ absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path) {
     rest.insert(0, dir.substr(slash));
     dir.resize(slash);
   }
+  struct stat info = {};
+  if (int error = fs->LinkStat(target.dir, &info); error < 0) {
+    return OsError(Object(path), "look at its folder", -error);
+  }
+  target.device = info.st_dev;
   if (target.dir == "/") target.dir.clear();
   target.path = target.dir + rest;
   target.dir = target.path.substr(0, target.path.rfind('/'));

@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,12 @@ namespace ckptd {
 struct Target {
   std::string dir;
   std::string path;
+  // The device that the folder is on, as far as it exists; 0 where that is not known.
+  uint64_t device = 0;
 };
+
+// The folder that a canonical path is in.
+std::string ParentDir(const std::string& path);
 
 // Checks what can be known of a path without touching it: absolute, not too long, ends in a name.
 // INVALID_ARGUMENT (INVALID_PATH) otherwise.

@@ -163,19 +163,12 @@ absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& requ
   }
   CKPTD_ASSIGN_OR_RETURN(record->target, ResolveTarget(fs_, request.path()));
   record->path = request.path();
+  record->device = record->target.device;
   record->keys = {record->target.path};
   absl::MutexLock lock(&mu_);
   CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("remove"));
-  Job& job = jobs_[record->job];
-  record->newest_save = job.newest_save.lock();
-  std::vector<Operation*> also;
-  also.reserve(job.active.size());
-  for (const SavePtr& save : job.active) also.push_back(save.get());
-  job.removes.insert(record);
-  accepted_[record.get()] = record;
-  idle_since_ = absl::InfiniteFuture();
-  order_.Add(record.get(), also);
-  if (record->blockers == 0) ready_[record->seq] = record;
+  record->newest_save = jobs_[record->job].newest_save.lock();
+  CKPTD_RETURN_IF_ERROR(Accept(record));
   if (!request.wait()) return absl::OkStatus();
 
   auto ended = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->ended || stopping_; };
@@ -186,15 +179,64 @@ absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& requ
                                   " operations before it, and will be done after them"));
   }
   if (!record->ended) return Stopping("remove");
-  if (!record->result.ok()) {
+  if (!record->outcome->ok()) {
     // Told here, so not again by Flush.
     auto& failed = jobs_[record->job].failed_removals;
-    failed.erase(
-        std::remove_if(failed.begin(), failed.end(),
-                       [&](const v1::FailedRemoval& f) { return f.path() == record->path; }),
-        failed.end());
+    failed.erase(std::remove_if(failed.begin(), failed.end(),
+                                [&](const auto& item) { return item.first == record->seq; }),
+                 failed.end());
+    LogIfError(journal_->ForgetRemove(record->seq));
   }
-  return record->result;
+  return *record->outcome;
+}
+
+Journal::RemoveEntry SaveQueue::ToEntry(const RemoveRecord& record) const {
+  Journal::RemoveEntry entry;
+  entry.seq = record.seq;
+  entry.job = record.job;
+  entry.path = record.path;
+  entry.target = record.target.path;
+  entry.device = record.device;
+  if (record.newest_save != nullptr) entry.newest_save = record.newest_save->save.name();
+  return entry;
+}
+
+absl::Status SaveQueue::Accept(const RemovePtr& record) {
+  AddInOrder(record);
+  PassFailpoint("remove.before-journal");
+  if (absl::Status status = journal_->PutRemove(ToEntry(*record)); !status.ok()) {
+    order_.End(record.get());
+    return Annotate(status, absl::StrCat("remove of ", record->path));
+  }
+  PassFailpoint("remove.journaled");
+  jobs_[record->job].removes.insert(record);
+  accepted_[record.get()] = record;
+  if (record->blockers == 0) work_.Add(record);
+  return absl::OkStatus();
+}
+
+// A removal is behind all that its job has accepted.
+void SaveQueue::AddInOrder(const RemovePtr& record) {
+  const Job& job = jobs_[record->job];
+  std::vector<Operation*> also;
+  also.reserve(job.active.size());
+  for (const SavePtr& save : job.active) also.push_back(save.get());
+  order_.Add(record.get(), also);
+}
+
+// Where the newest save before a removal gave way to another one, that one has to be durable. True
+// if the removal has to wait for it, and does.
+bool SaveQueue::FollowSuperseded(const RemovePtr& record) {
+  while (record->newest_save != nullptr &&
+         record->newest_save->save.state() == v1::Save::SUPERSEDED) {
+    SavePtr next = record->newest_save->superseded_by.lock();
+    if (next == nullptr) return false;
+    record->newest_save = std::move(next);
+  }
+  const SavePtr& save = record->newest_save;
+  if (save == nullptr || accepted_.count(save.get()) == 0) return false;
+  PathOrder::Wait(record.get(), save.get());
+  return true;
 }
 
 // Deletes never outrun saves: what a job removes it has replaced by what it saved before, so that
@@ -274,8 +316,9 @@ void SaveQueue::CollectFailures(const v1::FlushRequest& request, const std::vect
   }
   for (auto& [name, entry] : jobs_) {
     if (!job.empty() && name != job) continue;
-    for (const v1::FailedRemoval& failed : entry.failed_removals) {
+    for (const auto& [seq, failed] : entry.failed_removals) {
       *response->add_failed_removals() = failed;
+      if (!job.empty()) LogIfError(journal_->ForgetRemove(seq));
     }
     // A person's flush of all jobs must not keep the news from the job itself.
     if (!job.empty()) entry.failed_removals.clear();

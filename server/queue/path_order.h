@@ -37,6 +37,16 @@ class PathOrder {
   // run at once if its `blockers` is then 0.
   void Add(Operation* op, const std::vector<Operation*>& also);
 
+  // The next Add gives out `seq`, which must be larger than those before.
+  void ContinueAt(uint64_t seq) { next_seq_ = seq; }
+
+  // Makes `op`, which is active and has nothing to wait for, wait for `other`, which is active,
+  // too.
+  static void Wait(Operation* op, Operation* other) {
+    other->dependents.push_back(op);
+    ++op->blockers;
+  }
+
   // Ends `op`, whether it ran or not. Returns those that may run now.
   std::vector<Operation*> End(Operation* op);
 

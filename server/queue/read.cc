@@ -86,9 +86,19 @@ int SaveQueue::SessionCount() const {
   return static_cast<int>(sessions_.size());
 }
 
-absl::Time SaveQueue::IdleSince() const {
+absl::Duration SaveQueue::IdleFor() const {
   absl::MutexLock lock(&mu_);
-  return idle_since_;
+  if (!sessions_.empty() || !accepted_.empty()) return absl::ZeroDuration();
+  return clock_->Uptime() - idle_since_;
+}
+
+std::set<std::string> SaveQueue::ImagesInUse() const {
+  absl::MutexLock lock(&mu_);
+  std::set<std::string> images;
+  for (const auto& [name, record] : by_name_) {
+    if (record->image != nullptr) images.insert(record->image->name());
+  }
+  return images;
 }
 
 absl::StatusOr<uint64_t> SaveQueue::Subscribe(const std::string& name, Listener listener) {

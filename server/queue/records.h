@@ -6,6 +6,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,7 +15,7 @@
 #include "server/os/file_system.h"
 #include "server/persist/persister.h"
 #include "server/persist/target.h"
-#include "server/queue/path_order.h"
+#include "server/queue/work_list.h"
 #include "server/staging/image.h"
 #include "server/staging/pool.h"
 
@@ -25,8 +26,8 @@ namespace ckptd {
 struct Session;
 
 // One save, from BeginSave until it falls out of the history.
-struct SaveRecord : Operation {
-  SaveRecord() : Operation(Kind::kSave) {}
+struct SaveRecord : Work {
+  SaveRecord() : Work(Kind::kSave) {}
 
   // The public face: name, state, sizes, times.
   v1::Save save;
@@ -36,13 +37,26 @@ struct SaveRecord : Operation {
   std::weak_ptr<Session> session;
   Target target;
   mode_t umask = 0;
-  // Position in the list of all saves, by BeginSave.
+  // Position in the list of all saves, by BeginSave, and among the ended; 0: it has not ended.
   uint64_t number = 0;
+  uint64_t end = 0;
   uint64_t payload_bytes = 0;
-  // Both are there from BeginSave's answer to the end of the save. While the save is PERSISTING
-  // they belong to its worker.
+  // Both are there from BeginSave's answer to the end of the save, and longer while
+  // `save.image_kept()`. While a worker has the save, or it is `paused`, they belong to that.
   std::unique_ptr<Plan> plan;
   std::unique_ptr<Image> image;
+  // Daemons that have crashed over it.
+  int crashes = 0;
+  // An earlier daemon may have left something beside its target.
+  bool adopted = false;
+  // The storage did not answer BeginSave: the folders of the target are still to be made.
+  bool unprepared = false;
+  // There was no memory for it, and its caller wanted none later.
+  bool rejected = false;
+  // CancelSave was called, rather than that the daemon ends.
+  bool cancel_requested = false;
+  // The save that it gave way to.
+  std::weak_ptr<SaveRecord> superseded_by;
   // Calls of WriteSave that are copying into the image right now.
   int writers = 0;
   // Has its own synchronisation.
@@ -59,16 +73,16 @@ struct LoadRecord : Operation {
   FileDescriptor file;
 };
 
-struct RemoveRecord : Operation {
-  RemoveRecord() : Operation(Kind::kRemove) {}
+struct RemoveRecord : Work {
+  RemoveRecord() : Work(Kind::kRemove) {}
 
   std::string job;
   std::string path;
   Target target;
   // The newest save that the job had accepted when the removal was: it must have become durable.
   std::shared_ptr<SaveRecord> newest_save;
+  bool adopted = false;
   bool ended = false;
-  absl::Status result;
 };
 
 // A client process.
@@ -89,7 +103,8 @@ struct Job {
   std::set<std::shared_ptr<SaveRecord>> active;
   std::set<std::shared_ptr<RemoveRecord>> removes;
   std::weak_ptr<SaveRecord> newest_save;
-  std::vector<v1::FailedRemoval> failed_removals;
+  // By seq; until somebody was told.
+  std::vector<std::pair<uint64_t, v1::FailedRemoval>> failed_removals;
 };
 
 }  // namespace ckptd

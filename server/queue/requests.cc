@@ -2,6 +2,7 @@
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <isa-l/crc64.h>
 
 #include <algorithm>
 #include <vector>
@@ -102,7 +103,7 @@ CheckpointSpec ToSpec(const v1::BeginSaveRequest& request) {
   return spec;
 }
 
-std::string Fingerprint(const v1::BeginSaveRequest& request) {
+std::string Canonical(const v1::BeginSaveRequest& request) {
   v1::BeginSaveRequest copy = request;
   copy.clear_session_id();
   std::string bytes;
@@ -110,9 +111,15 @@ std::string Fingerprint(const v1::BeginSaveRequest& request) {
     google::protobuf::io::StringOutputStream stream(&bytes);
     google::protobuf::io::CodedOutputStream coded(&stream);
     coded.SetSerializationDeterministic(true);
-    copy.SerializeWithCachedSizes(&coded);
+    copy.SerializeToCodedStream(&coded);
   }
-  return absl::StrCat(bytes.size(), "-", std::hash<std::string>{}(bytes));
+  return bytes;
+}
+
+std::string Fingerprint(const std::string& canonical) {
+  const uint64_t crc = crc64_ecma_refl(0, reinterpret_cast<const unsigned char*>(canonical.data()),
+                                       canonical.size());
+  return absl::StrCat(canonical.size(), "-", absl::Hex(crc, absl::kZeroPad16));
 }
 
 }  // namespace ckptd

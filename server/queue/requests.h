@@ -24,8 +24,11 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
 // The same announcement as a backend takes it.
 CheckpointSpec ToSpec(const v1::BeginSaveRequest& request);
 
-// Equal for requests that are equal but for their session.
-std::string Fingerprint(const v1::BeginSaveRequest& request);
+// The request without its session, in bytes that are equal for equal requests. They can be parsed.
+std::string Canonical(const v1::BeginSaveRequest& request);
+
+// A short mark of such bytes, the same in every build of the daemon.
+std::string Fingerprint(const std::string& canonical);
 
 }  // namespace ckptd
 

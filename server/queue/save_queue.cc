@@ -11,10 +11,16 @@
 #include "absl/strings/str_cat.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/persist/names.h"
 #include "server/queue/requests.h"
 
 namespace ckptd {
 namespace {
+
+// Calls of BeginSave that may hang in a target's storage at the same time.
+constexpr int kPrepareThreads = 64;
+// Folders whose state is remembered for when their storage does not answer.
+constexpr size_t kMaxPrepared = 1000;
 
 absl::Status NotStaging(const v1::Save& save, absl::string_view verb) {
   return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_NOT_STAGING",
@@ -26,16 +32,20 @@ absl::Status NotStaging(const v1::Save& save, absl::string_view verb) {
 
 }  // namespace
 
-SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Pool* pool,
+SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool* pool,
                      const BackendRegistry* backends, Options options)
     : fs_(fs),
       clock_(clock),
+      journal_(journal),
       pool_(pool),
       backends_(backends),
       options_(options),
-      persister_(fs),
-      idle_since_(clock->Now()) {
-  for (int i = 0; i < options_.workers; ++i) workers_.emplace_back([this] { WorkLoop(); });
+      persister_(fs, TempPrefix(journal->id()), options.failpoints),
+      prepare_calls_(kPrepareThreads),
+      work_(options.workers_per_device),
+      idle_since_(clock->Uptime()) {
+  absl::MutexLock lock(&mu_);
+  StartWorker();
 }
 
 SaveQueue::~SaveQueue() { Stop(); }
@@ -51,7 +61,6 @@ std::string SaveQueue::OpenSession(const std::string& client) {
   absl::MutexLock lock(&mu_);
   session->ended = stopping_;
   sessions_[session->id] = session;
-  idle_since_ = absl::InfiniteFuture();
   spdlog::info("session {}: opened by {}", session->id, client);
   return session->id;
 }
@@ -78,7 +87,7 @@ void SaveQueue::CloseSession(const std::string& session_id) {
     }
     const auto loads = session->loads;
     for (const auto& [id, load] : loads) DropLoad(load);
-    if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Now();
+    if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Uptime();
     spdlog::info("session {}: closed", session_id);
   }
   // A child that the client forked may still have the memory mapped: it is not used again.
@@ -148,9 +157,12 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   const CheckpointSpec spec = ToSpec(request);
   CKPTD_ASSIGN_OR_RETURN(made->plan, backend->MakePlan(spec));
   made->umask = request.umask() & 0777;
-  CKPTD_ASSIGN_OR_RETURN(made->target, PrepareTarget(fs_, request.path(), made->umask));
+  CKPTD_ASSIGN_OR_RETURN(made->target,
+                         PrepareWithin(request.path(), made->umask, &made->unprepared));
+  made->device = made->target.device;
   made->keys = {made->target.path};
-  made->fingerprint = Fingerprint(request);
+  const std::string canonical = Canonical(request);
+  made->fingerprint = Fingerprint(canonical);
   made->session = session;
   made->payload_bytes = spec.object_bytes;
   for (const auto& tensor : spec.tensors) made->payload_bytes += tensor.size_bytes;
@@ -163,7 +175,9 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   Stamp(made->save.mutable_create_time());
 
   CKPTD_ASSIGN_OR_RETURN(SavePtr record, AddStaging(request, made, deadline));
-  if (record == made) CKPTD_RETURN_IF_ERROR(AcquireImage(record, session, deadline));
+  if (record == made) {
+    CKPTD_RETURN_IF_ERROR(AcquireImage(record, request, canonical, session, deadline));
+  }
   absl::MutexLock lock(&mu_);
   return MakeResponse(*record);
 }
@@ -177,6 +191,10 @@ absl::StatusOr<SaveQueue::SavePtr> SaveQueue::AddStaging(const v1::BeginSaveRequ
     CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("save"));
     CKPTD_ASSIGN_OR_RETURN(const SessionPtr session, FindSession(request.session_id()));
     auto it = by_name_.find(request.name());
+    if (it != by_name_.end() && it->second->rejected) {
+      Forget(it->second);
+      it = by_name_.end();
+    }
     if (it == by_name_.end()) {
       made->number = next_number_++;
       by_name_[request.name()] = made;
@@ -205,29 +223,135 @@ absl::StatusOr<SaveQueue::SavePtr> SaveQueue::AddStaging(const v1::BeginSaveRequ
   }
 }
 
-absl::Status SaveQueue::AcquireImage(const SavePtr& record, const SessionPtr& session,
+// Makes the folders of the target, unless its storage does not answer in time: the trainer is not
+// to hang with it. Then the target is what it was the last time, or as the path stands, and its
+// worker prepares it before it writes.
+absl::StatusOr<Target> SaveQueue::PrepareWithin(const std::string& path, mode_t umask,
+                                                bool* unprepared) {
+  struct Shared {
+    absl::StatusOr<Target> target = absl::UnknownError("");
+  };
+  CKPTD_RETURN_IF_ERROR(CheckPath(path));
+  auto shared = std::make_shared<Shared>();
+  const bool answered = prepare_calls_.Run(
+      [shared, fs = fs_, path, umask] { shared->target = PrepareTarget(fs, path, umask); },
+      options_.target_patience);
+  const size_t slash = path.rfind('/');
+  const std::string folder = path.substr(0, slash);
+  absl::MutexLock lock(&mu_);
+  if (answered) {
+    if (shared->target.ok()) {
+      if (prepared_.size() >= kMaxPrepared) prepared_.clear();
+      prepared_[folder] = *shared->target;
+    }
+    return shared->target;
+  }
+  spdlog::warn("path {}: its file system does not answer; taking the save all the same", path);
+  *unprepared = true;
+  auto it = prepared_.find(folder);
+  if (it == prepared_.end()) return Target{folder.empty() ? "/" : folder, path};
+  Target target = it->second;
+  target.path = target.dir + path.substr(slash);
+  return target;
+}
+
+absl::Status SaveQueue::MeetFullPool(const SavePtr& record, v1::BeginSaveRequest::OnFull on_full) {
+  const uint64_t bytes = record->plan->file_bytes();
+  if (!pool_->IsFull(bytes)) return absl::OkStatus();
+  if (on_full == v1::BeginSaveRequest::REJECT) {
+    return MakeError(
+        absl::StatusCode::kResourceExhausted, "STAGING_FULL",
+        absl::StrCat("save: was rejected, as ", bytes,
+                     " bytes of staging memory are not free and its policy is to reject; save "
+                     "less often, or start ckptd with a larger --staging-budget"));
+  }
+  std::vector<SavePtr> older;
+  if (on_full == v1::BeginSaveRequest::SUPERSEDE) {
+    absl::MutexLock lock(&mu_);
+    for (const auto& [op, work] : accepted_) {
+      if (op->kind != Operation::Kind::kSave || work->paused) continue;
+      auto save = std::static_pointer_cast<SaveRecord>(work);
+      if (save->save.state() != v1::Save::QUEUED || save->target.path != record->target.path) {
+        continue;
+      }
+      save->paused = true;  // no worker begins it
+      older.push_back(std::move(save));
+    }
+  }
+  for (const SavePtr& save : older) Supersede(save, record);
+  absl::MutexLock lock(&mu_);
+  *record->save.mutable_error() = ToRpc(MakeError(
+      absl::StatusCode::kUnavailable, "STAGING_FULL",
+      absl::StrCat(record->save.name(), ": waits for ", bytes,
+                   " bytes of staging memory, which saves that are not durable yet hold")));
+  Tell(*record, /*progress_only=*/false);
+  return absl::OkStatus();
+}
+
+// `older` is paused.
+void SaveQueue::Supersede(const SavePtr& older, const SavePtr& newer) {
+  std::unique_ptr<Image> image;
+  {
+    absl::MutexLock lock(&mu_);
+    older->paused = false;
+    v1::Save ended = EndedSave(
+        *older, MakeError(absl::StatusCode::kAborted, "SUPERSEDED",
+                          absl::StrCat(older->save.name(), ": gave way to ", newer->save.name(),
+                                       " to the same path, as staging memory was used up"),
+                          {{"superseded_by", newer->save.name()}}));
+    ended.set_state(v1::Save::SUPERSEDED);
+    if (absl::Status status = RecordEnd(older, ended); !status.ok()) {
+      spdlog::error("{}: cannot give way: {}", older->save.name(), std::string(status.message()));
+      return;
+    }
+    older->superseded_by = newer;
+    image = std::move(older->image);
+    EndSave(older, ended);
+  }
+  pool_->Release(std::move(image));
+}
+
+absl::Status SaveQueue::AcquireImage(const SavePtr& record, const v1::BeginSaveRequest& request,
+                                     const std::string& note, const SessionPtr& session,
                                      absl::Time deadline) {
-  auto image = pool_->Acquire(record->plan->file_bytes(), deadline, session->ended);
-  bool unwanted = false;
+  const absl::Status met = MeetFullPool(record, request.on_full());
+  const bool rejected = !met.ok();
+  absl::StatusOr<std::unique_ptr<Image>> image = nullptr;
+  if (rejected) {
+    image = met;
+  } else {
+    image = pool_->Acquire(record->plan->file_bytes(), deadline, session->ended);
+  }
+  PassFailpoint("begin.image");
   absl::Status status = image.status();
+  if (image.ok()) status = (*image)->WriteNote(note);
+  PassFailpoint("begin.noted");
   {
     absl::MutexLock lock(&mu_);
     if (record->save.state() != v1::Save::STAGING) {
-      unwanted = image.ok();
       status = NotStaging(record->save, "begin");
-    } else if (image.ok()) {
+    } else if (status.ok()) {
       record->image = *std::move(image);
+      record->save.clear_error();
       return absl::OkStatus();
     } else {
-      // A failure to start is the call's status and leaves no save behind.
-      DropStaging(record, Annotate(status, record->save.name()));
-      ended_.remove(record->number);
-      by_name_.erase(record->save.name());
-      by_number_.erase(record->number);
+      status = Annotate(status, record->save.name());
+      DropStaging(record, status, rejected ? v1::Save::FAILED : v1::Save::CANCELLED);
+      // A failure to start is the call's status. It leaves no save behind, but for one that was
+      // rejected: whoever looks afterwards is to see what is missing.
+      record->rejected = rejected;
+      if (!rejected) Forget(record);
     }
   }
-  if (unwanted) pool_->Release(*std::move(image));
+  if (image.ok()) pool_->Release(*std::move(image));
   return status;
+}
+
+void SaveQueue::Forget(const SavePtr& record) {
+  ended_.remove(record->number);
+  by_name_.erase(record->save.name());
+  by_number_.erase(record->number);
+  LogIfError(journal_->ForgetSave(record->save.name()));
 }
 
 v1::BeginSaveResponse SaveQueue::MakeResponse(const SaveRecord& record) const {
@@ -291,15 +415,8 @@ absl::StatusOr<v1::CommitSaveResponse> SaveQueue::CommitSave(const std::string& 
                                     record->payload_bytes, "; write the rest, or abort it"));
     }
     CKPTD_RETURN_IF_ERROR(stopping_ ? RefuseWhileEnding("save") : absl::OkStatus());
+    CKPTD_RETURN_IF_ERROR(Accept(record));
     if (session != nullptr) session->staging.erase(record);
-    Stamp(record->save.mutable_commit_time());
-    SetState(record.get(), v1::Save::QUEUED);
-    Job& job = jobs_[record->job];
-    job.active.insert(record);
-    job.newest_save = record;
-    accepted_[record.get()] = record;
-    order_.Add(record.get(), {});
-    if (record->blockers == 0) ready_[record->seq] = record;
   } else if (record->save.commit_time().seconds() == 0) {
     return NotStaging(record->save, "commit");
   }
@@ -311,9 +428,31 @@ absl::StatusOr<v1::CommitSaveResponse> SaveQueue::CommitSave(const std::string& 
   return response;
 }
 
+// From here on the save is the daemon's, and this daemon's successor's.
+absl::Status SaveQueue::Accept(const SavePtr& record) {
+  order_.Add(record.get(), {});
+  Journal::SaveEntry entry = ToEntry(*record);
+  Stamp(entry.save.mutable_commit_time());
+  entry.save.set_state(v1::Save::QUEUED);
+  PassFailpoint("commit.before-journal");
+  if (absl::Status status = journal_->PutSave(entry); !status.ok()) {
+    order_.End(record.get());
+    return Annotate(status, record->save.name());
+  }
+  PassFailpoint("commit.journaled");
+  *record->save.mutable_commit_time() = entry.save.commit_time();
+  SetState(record.get(), v1::Save::QUEUED);
+  Job& job = jobs_[record->job];
+  job.active.insert(record);
+  job.newest_save = record;
+  accepted_[record.get()] = record;
+  if (record->blockers == 0) work_.Add(record);
+  return absl::OkStatus();
+}
+
 // Ends a save that is STAGING; its image, if any, is then for the caller to give back. False where
 // it was committed or dropped while this waited for calls of WriteSave to leave the image.
-bool SaveQueue::DropStaging(const SavePtr& record, const absl::Status& why) {
+bool SaveQueue::DropStaging(const SavePtr& record, const absl::Status& why, v1::Save::State state) {
   auto no_writers = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->writers == 0; };
   mu_.Await(absl::Condition(&no_writers));
   if (record->save.state() != v1::Save::STAGING) return false;
@@ -323,8 +462,13 @@ bool SaveQueue::DropStaging(const SavePtr& record, const absl::Status& why) {
   record->plan.reset();
   *record->save.mutable_error() = ToRpc(why);
   Stamp(record->save.mutable_end_time());
+  record->end = next_end_++;
   ended_.push_back(record->number);
-  SetState(record.get(), v1::Save::CANCELLED);
+  SetState(record.get(), state);
+  // For the history alone: nobody was promised anything.
+  Journal::SaveEntry entry = ToEntry(*record);
+  entry.image.clear();
+  LogIfError(journal_->PutSave(entry));
   TrimHistory();
   return true;
 }
@@ -359,10 +503,18 @@ absl::StatusOr<v1::Save> SaveQueue::CancelSave(const std::string& name) {
     staging = record->save.state() == v1::Save::STAGING && DropStaging(record, why);
     if (staging) {
       image = std::move(record->image);
-    } else if (record->save.state() == v1::Save::QUEUED) {
+    } else if (record->paused) {
+      return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_BUSY",
+                       absl::StrCat(name, ": is being exported; try again when that is done"));
+    } else if (record->save.image_kept()) {
+      CKPTD_RETURN_IF_ERROR(DropKeptImage(record, &image));
+    } else if (record->save.state() == v1::Save::QUEUED || work_.Contains(record.get())) {
+      const v1::Save ended = EndedSave(*record, why);
+      CKPTD_RETURN_IF_ERROR(RecordEnd(record, ended));
       image = std::move(record->image);
-      EndSave(record, why);
+      EndSave(record, ended);
     } else if (record->save.state() == v1::Save::PERSISTING) {
+      record->cancel_requested = true;
       record->control.cancelled = true;
     }
     save = record->save;

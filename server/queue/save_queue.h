@@ -6,6 +6,8 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <random>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,7 +20,10 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "ckptd/v1/checkpoint.pb.h"
+#include "server/journal/journal.h"
 #include "server/os/clock.h"
+#include "server/os/failpoints.h"
+#include "server/queue/bounded_calls.h"
 #include "server/queue/records.h"
 
 namespace ckptd {
@@ -26,17 +31,33 @@ namespace ckptd {
 // The life of every save: states, one order per path, loads and removals among them, sessions.
 // Thread-safe. Methods that wait take a deadline; all of them return at once after Stop.
 //
+// What is accepted is in the journal before anyone is told, and so is its end: a later daemon takes
+// over, by Restore, what this one leaves, by Stop or by its death.
+//
 // Requests are the wire's own messages; errors carry a reason from docs/errors.md.
 class SaveQueue {
  public:
   struct Options {
-    // Saves and removals that are worked on at the same time. More than one, so that a slow one
-    // does not hold up the others.
-    int workers = 2;
-    // Ended saves that are kept for GetSave and ListSaves; the oldest go first.
+    // Saves and removals that are worked on at the same time on one device, and in all. More than
+    // one, so that a slow one does not hold up the others.
+    int workers_per_device = 2;
+    int max_workers = 16;
+    // Ended saves that are kept for GetSave and ListSaves, and how long; the oldest go first.
     size_t history = 10000;
+    absl::Duration history_age = absl::Hours(24 * 7);
     // The most tensors that one save may announce.
     int64_t max_tensors = 1000000;
+    // How long a save or removal is tried again after an error of the storage that may pass.
+    absl::Duration retry_timeout = absl::Seconds(30);
+    // Between the first two attempts, at most; doubled for each further one, up to the second.
+    absl::Duration first_retry_delay = absl::Milliseconds(200);
+    absl::Duration max_retry_delay = absl::Seconds(5);
+    // How long BeginSave waits for the target's storage to answer before it goes on without.
+    absl::Duration target_patience = absl::Seconds(2);
+    // Crashes of the daemon over one save after which it is not tried again.
+    int max_crashes = 3;
+    // Where tests kill the daemon; may be null.
+    Failpoints* failpoints = nullptr;
   };
 
   // Told each change of a save under the queue's lock: must be quick, and must not call the queue.
@@ -44,10 +65,19 @@ class SaveQueue {
   using Listener = std::function<void(const v1::Save& save, bool progress_only)>;
 
   // All arguments must outlive the queue.
-  SaveQueue(FileSystem* fs, const Clock* clock, Pool* pool, const BackendRegistry* backends,
-            Options options);
+  SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool* pool,
+            const BackendRegistry* backends, Options options);
   // Calls Stop.
   ~SaveQueue();
+
+  // Takes over what an earlier daemon has accepted: adopts the images, and goes on in the order of
+  // old. `crashed` names the saves over which it crashed. Before anything else is called.
+  absl::Status Restore(const Journal::Contents& contents, const std::vector<uint64_t>& crashed);
+  // The same for images of which no journal tells any more: they become FAILED saves with their
+  // image kept.
+  void RestoreOrphans(const std::vector<std::string>& images);
+  // Names of the images that saves have.
+  std::set<std::string> ImagesInUse() const;
 
   // ---- Sessions
   std::string OpenSession(const std::string& client);
@@ -63,6 +93,7 @@ class SaveQueue {
   absl::StatusOr<v1::CommitSaveResponse> CommitSave(const std::string& name);
   absl::StatusOr<v1::Save> AbortSave(const std::string& name);
   absl::StatusOr<v1::Save> CancelSave(const std::string& name);
+  absl::StatusOr<v1::Save> ExportSave(const v1::ExportSaveRequest& request);
 
   // ---- Loads and removals
   absl::StatusOr<v1::BeginLoadResponse> BeginLoad(const v1::BeginLoadRequest& request,
@@ -78,8 +109,8 @@ class SaveQueue {
   absl::StatusOr<v1::ListSavesResponse> ListSaves(const v1::ListSavesRequest& request) const;
   v1::QueueStatus GetStatus() const;
   int SessionCount() const;
-  // Since when there is neither client nor work; InfiniteFuture while there is.
-  absl::Time IdleSince() const;
+  // How long there has been neither client nor work; 0 while there is.
+  absl::Duration IdleFor() const;
 
   // Tells `listener` the save `name` as it is now, or with an empty name all that have not ended;
   // then every change of those, until Unsubscribe has returned.
@@ -91,11 +122,13 @@ class SaveQueue {
   // ended. Returns how many have not by `deadline`.
   int Drain(absl::Time deadline);
   bool draining() const;
-  // Gives up what is not finished, wakes all waiting calls and joins the workers. Idempotent.
+  // Stops what is not finished, which stays accepted for a later daemon, wakes all waiting calls
+  // and joins the workers. Idempotent.
   void Stop();
 
  private:
   using SavePtr = std::shared_ptr<SaveRecord>;
+  using WorkPtr = std::shared_ptr<Work>;
   using RemovePtr = std::shared_ptr<RemoveRecord>;
   using LoadPtr = std::shared_ptr<LoadRecord>;
   using SessionPtr = std::shared_ptr<Session>;
@@ -112,24 +145,63 @@ class SaveQueue {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<SavePtr> AddStaging(const v1::BeginSaveRequest& request, const SavePtr& made,
                                      absl::Time deadline);
-  absl::Status AcquireImage(const SavePtr& record, const SessionPtr& session, absl::Time deadline);
-  bool DropStaging(const SavePtr& record, const absl::Status& why)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status AcquireImage(const SavePtr& record, const v1::BeginSaveRequest& request,
+                            const std::string& note, const SessionPtr& session,
+                            absl::Time deadline);
+  // What the policy of the caller makes of a full pool, before it waits.
+  absl::Status MeetFullPool(const SavePtr& record, v1::BeginSaveRequest::OnFull on_full);
+  bool DropStaging(const SavePtr& record, const absl::Status& why,
+                   v1::Save::State state = v1::Save::CANCELLED) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Supersede(const SavePtr& older, const SavePtr& newer);
+  absl::Status Accept(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Accept(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AddInOrder(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Forget(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<Target> PrepareWithin(const std::string& path, mode_t umask, bool* unprepared);
   v1::BeginSaveResponse MakeResponse(const SaveRecord& record) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status RefuseWhileEnding(absl::string_view what) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // work.cc
+  void StartWorker() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WorkLoop();
+  WorkPtr AwaitWork();
   void RunSave(const SavePtr& record);
+  absl::Status Persist(const SavePtr& record);
+  absl::StatusOr<PersistSource> SourceOf(const SaveRecord& record) const;
+  void FinishSave(const SavePtr& record, const absl::Status& result);
   void RunRemove(const RemovePtr& record);
-  void EndSave(const SavePtr& record, const absl::Status& result)
+  void FinishRemove(const RemovePtr& record, const absl::Status& result);
+  bool TryAgainLater(const WorkPtr& work, const absl::Status& why, bool without_end)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RemoveLeftovers(const Target& target);
+
+  // end.cc
+  // The save as it is to be after its end.
+  v1::Save EndedSave(const SaveRecord& record, const absl::Status& result) const;
+  absl::Status RecordEnd(const SavePtr& record, const v1::Save& ended)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Journal::SaveEntry ToEntry(const SaveRecord& record) const;
+  void EndSave(const SavePtr& record, const v1::Save& ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndOperation(Operation* op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // export.cc
+  absl::Status Export(SaveRecord& record, const std::string& path, mode_t umask);
+  absl::Status DropKeptImage(const SavePtr& record, std::unique_ptr<Image>* image)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static void LogIfError(const absl::Status& status);
+  void PassFailpoint(absl::string_view name) const;
   void SetState(SaveRecord* record, v1::Save::State state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Tell(const SaveRecord& record, bool progress_only) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TrimHistory() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Stamp(google::protobuf::Timestamp* time) const;
+
+  // restore.cc
+  absl::Status RestoreSave(const Journal::SaveEntry& entry, bool crashed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status AdoptImage(const SavePtr& record, const std::string& image);
+  absl::Status FailRestored(const SavePtr& record, const absl::Status& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RestoreRemove(const Journal::RemoveEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // load_remove.cc
   absl::Status WaitForTurn(const LoadPtr& record, const SessionPtr& session, absl::Time deadline)
@@ -141,13 +213,17 @@ class SaveQueue {
   void CollectFailures(const v1::FlushRequest& request, const std::vector<SavePtr>& waited,
                        v1::FlushResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckDurable(const RemoveRecord& record) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool FollowSuperseded(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Journal::RemoveEntry ToEntry(const RemoveRecord& record) const;
 
   FileSystem* const fs_;
   const Clock* const clock_;
+  Journal* const journal_;
   Pool* const pool_;
   const BackendRegistry* const backends_;
   const Options options_;
-  Persister persister_;
+  const Persister persister_;
+  BoundedCalls prepare_calls_;
 
   mutable absl::Mutex mu_;
   PathOrder order_ ABSL_GUARDED_BY(mu_);
@@ -159,18 +235,23 @@ class SaveQueue {
   std::map<std::string, SessionPtr> sessions_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, LoadPtr> loads_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, Job> jobs_ ABSL_GUARDED_BY(mu_);
-  // Saves and removals that may run now, in the order in which they were accepted.
-  std::map<uint64_t, std::shared_ptr<Operation>> ready_ ABSL_GUARDED_BY(mu_);
+  // Saves and removals that nothing blocks.
+  WorkList work_ ABSL_GUARDED_BY(mu_);
   // Saves and removals that are accepted and have not ended.
-  std::map<Operation*, std::shared_ptr<Operation>> accepted_ ABSL_GUARDED_BY(mu_);
+  std::map<Operation*, WorkPtr> accepted_ ABSL_GUARDED_BY(mu_);
+  // Folders as callers name them, and as they were found when they were last prepared.
+  std::map<std::string, Target> prepared_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, Subscription> subscriptions_ ABSL_GUARDED_BY(mu_);
   uint64_t next_number_ ABSL_GUARDED_BY(mu_) = 1;
+  uint64_t next_end_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t next_subscription_ ABSL_GUARDED_BY(mu_) = 1;
   v1::QueueStatus counters_ ABSL_GUARDED_BY(mu_);
-  absl::Time idle_since_ ABSL_GUARDED_BY(mu_);
+  absl::Duration idle_since_ ABSL_GUARDED_BY(mu_);
+  std::minstd_rand jitter_ ABSL_GUARDED_BY(mu_){std::random_device()()};
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::vector<std::thread> workers_;
+  int waiting_workers_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::thread> workers_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace ckptd

@@ -1,214 +1,237 @@
-// What happens to a save after its acceptance: its turn, its persisting, its end; and removals.
+// What workers do: the persisting of accepted saves, and removals.
+//
+// A save, from its turn to its end:
+//
+//  1. Persist the image (server/persist has that protocol). An error that may pass is tried again
+//     later, with the image kept; `Save.error` says why meanwhile.
+//  2. Write its end to the journal. Until that is done the save has not ended, whatever was done.
+//  3. Give the image back to the pool: who waits for the end finds warm memory for the next save.
+//  4. Tell the end.
+//
+// A daemon that dies before 2 leaves image and row to the next one, which begins at 1.
 
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/persist/names.h"
 #include "server/queue/save_queue.h"
 
 namespace ckptd {
+namespace {
+
+// Whether the same thing may work in a while.
+bool MayPass(const absl::Status& status) {
+  const std::string reason = ReasonOf(status);
+  return reason == "STORAGE_FULL" || reason == "STORAGE_ERROR";
+}
+
+}  // namespace
+
+// ---- Workers ---------------------------------------------------------------------------------
+
+void SaveQueue::StartWorker() {
+  if (static_cast<int>(workers_.size()) >= options_.max_workers) return;
+  workers_.emplace_back([this] { WorkLoop(); });
+}
+
+// Null when the queue stops. One worker always waits, as long as there may be more: what hangs in a
+// worker holds up nothing else.
+SaveQueue::WorkPtr SaveQueue::AwaitWork() {
+  absl::MutexLock lock(&mu_);
+  ++waiting_workers_;
+  WorkPtr work;
+  while (!stopping_ && (work = work_.Take(clock_->Uptime())) == nullptr) {
+    const absl::Duration now = clock_->Uptime();
+    auto wake = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      return stopping_ || work_.HasRunnable(clock_->Uptime());
+    };
+    mu_.AwaitWithTimeout(absl::Condition(&wake), work_.NextDue(now) - now);
+  }
+  if (--waiting_workers_ == 0 && !stopping_) StartWorker();
+  if (work != nullptr && work->kind == Operation::Kind::kSave) {
+    auto* record = static_cast<SaveRecord*>(work.get());
+    if (!record->outcome.has_value()) {
+      record->save.set_attempts(record->save.attempts() + 1);
+      Stamp(record->save.mutable_persist_time());
+    }
+    SetState(record, v1::Save::PERSISTING);
+  }
+  return work;
+}
 
 void SaveQueue::WorkLoop() {
-  for (;;) {
-    std::shared_ptr<Operation> op;
-    {
-      absl::MutexLock lock(&mu_);
-      auto has_work = [this]()
-                          ABSL_SHARED_LOCKS_REQUIRED(mu_) { return stopping_ || !ready_.empty(); };
-      mu_.Await(absl::Condition(&has_work));
-      if (stopping_) return;
-      op = std::move(ready_.begin()->second);
-      ready_.erase(ready_.begin());
-      if (op->kind == Operation::Kind::kSave) {
-        auto* record = static_cast<SaveRecord*>(op.get());
-        record->save.set_attempts(record->save.attempts() + 1);
-        Stamp(record->save.mutable_persist_time());
-        SetState(record, v1::Save::PERSISTING);
-      }
-    }
-    if (op->kind == Operation::Kind::kSave) {
-      RunSave(std::static_pointer_cast<SaveRecord>(op));
+  while (WorkPtr work = AwaitWork()) {
+    if (work->kind == Operation::Kind::kSave) {
+      RunSave(std::static_pointer_cast<SaveRecord>(work));
     } else {
-      RunRemove(std::static_pointer_cast<RemoveRecord>(op));
+      RunRemove(std::static_pointer_cast<RemoveRecord>(work));
     }
+    absl::MutexLock lock(&mu_);
+    work_.Done(work.get());
   }
 }
 
+// Puts work that has failed back, to be tried again after a while, unless that has gone on for too
+// long: not so where it is `without_end`.
+bool SaveQueue::TryAgainLater(const WorkPtr& work, const absl::Status& why, bool without_end) {
+  const absl::Duration now = clock_->Uptime();
+  if (work->failures++ == 0) work->first_failure = now;
+  const absl::Duration delay =
+      std::min(options_.max_retry_delay,
+               options_.first_retry_delay * (1 << std::min(work->failures - 1, 20))) *
+      std::uniform_real_distribution<double>(0.5, 1)(jitter_);
+  if (!without_end && now + delay - work->first_failure > options_.retry_timeout) return false;
+  spdlog::warn("attempt {} failed, the next is in {:.1f} s: {}", work->failures,
+               absl::ToDoubleSeconds(delay), std::string(why.message()));
+  work_.Add(work, now + delay);
+  return true;
+}
+
+// ---- Saves -----------------------------------------------------------------------------------
+
 void SaveQueue::RunSave(const SavePtr& record) {
-  const Backend* backend = *backends_->Find(record->save.backend());
-  PersistSource source;
-  source.data = record->image->data();
-  source.size = record->image->size();
-  source.seal = [&](const Backend::Sealed& sealed) {
-    return backend->Seal(*record->plan, record->image->data(), sealed);
-  };
+  if (record->outcome.has_value()) return FinishSave(record, *record->outcome);
+  const absl::Status status = Persist(record);
+  {
+    absl::MutexLock lock(&mu_);
+    record->control.on_progress = nullptr;
+    if (!status.ok() && !record->cancel_requested) {
+      if (stopping_) return;  // the next daemon goes on with it
+      if (MayPass(status)) {
+        *record->save.mutable_error() = ToRpc(status);
+        if (TryAgainLater(record, status, /*without_end=*/false)) {
+          Tell(*record, /*progress_only=*/false);
+          return;
+        }
+      }
+    }
+  }
+  FinishSave(record, status);
+}
+
+// One attempt. The record is this worker's.
+absl::Status SaveQueue::Persist(const SavePtr& record) {
+  PassFailpoint("persist.begin");
+  if (record->unprepared) {
+    CKPTD_ASSIGN_OR_RETURN(record->target, PrepareTarget(fs_, record->save.path(), record->umask));
+    record->unprepared = false;
+  }
+  if (record->adopted) RemoveLeftovers(record->target);
+  record->adopted = false;
+  CKPTD_ASSIGN_OR_RETURN(const PersistSource source, SourceOf(*record));
   record->control.on_progress = [&] {
     absl::MutexLock lock(&mu_);
     record->save.set_persisted_bytes(static_cast<int64_t>(record->control.written.load()));
     Tell(*record, /*progress_only=*/true);
   };
-  const absl::Time start = absl::Now();
-  const absl::Status status =
-      persister_.Persist(source, record->target, record->umask, &record->control);
-  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-  if (status.ok()) {
-    spdlog::info("{}: durable at {}: {} bytes in {:.3f} s", record->save.name(),
-                 record->target.path, source.size, seconds);
-  } else {
-    spdlog::error("{}: {}", record->save.name(), std::string(status.message()));
-  }
-  // Before anybody hears of the end: who waits for it finds warm memory for the next save.
-  pool_->Release(std::move(record->image));
-  absl::MutexLock lock(&mu_);
-  record->control.on_progress = nullptr;
-  EndSave(record, status);
+  const absl::Duration start = clock_->Uptime();
+  CKPTD_RETURN_IF_ERROR(
+      persister_.Persist(source, record->target, record->umask, &record->control));
+  spdlog::info("{}: durable at {}: {} bytes in {:.3f} s", record->save.name(), record->target.path,
+               source.size, absl::ToDoubleSeconds(clock_->Uptime() - start));
+  return absl::OkStatus();
 }
 
+// `record` must outlive the result.
+absl::StatusOr<PersistSource> SaveQueue::SourceOf(const SaveRecord& record) const {
+  CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(record.save.backend()));
+  PersistSource source;
+  source.data = record.image->data();
+  source.size = record.image->size();
+  source.seal = [backend, &record](const Backend::Sealed& sealed) {
+    return backend->Seal(*record.plan, record.image->data(), sealed);
+  };
+  return source;
+}
+
+void SaveQueue::FinishSave(const SavePtr& record, const absl::Status& result) {
+  if (!result.ok()) spdlog::error("{}: {}", record->save.name(), std::string(result.message()));
+  v1::Save ended;
+  {
+    absl::MutexLock lock(&mu_);
+    ended = EndedSave(*record, result);
+    if (absl::Status status = RecordEnd(record, ended); !status.ok()) {
+      record->outcome = result;
+      *record->save.mutable_error() = ToRpc(status);
+      if (!stopping_) TryAgainLater(record, status, /*without_end=*/true);
+      Tell(*record, /*progress_only=*/false);
+      return;
+    }
+  }
+  pool_->Release(std::move(record->image));
+  PassFailpoint("end.released");
+  absl::MutexLock lock(&mu_);
+  EndSave(record, ended);
+}
+
+// Files of our own that an earlier daemon, which died over them, left in the folder of `target`.
+void SaveQueue::RemoveLeftovers(const Target& target) {
+  const std::string prefix = TempPrefix(journal_->id());
+  std::vector<std::string> names;
+  fs_->List(target.dir, &names);
+  for (const std::string& name : names) {
+    if (!absl::StartsWith(name, prefix)) continue;
+    const std::string path = absl::StrCat(target.dir, "/", name);
+    if (fs_->Unlink(path) == 0) spdlog::info("removed {}, which an earlier daemon left", path);
+  }
+}
+
+// ---- Removals --------------------------------------------------------------------------------
+
 void SaveQueue::RunRemove(const RemovePtr& record) {
+  if (record->outcome.has_value()) return FinishRemove(record, *record->outcome);
+  PassFailpoint("remove.begin");
   absl::Status status;
   {
     absl::MutexLock lock(&mu_);
+    if (FollowSuperseded(record)) return;
     status = CheckDurable(*record);
   }
-  if (status.ok()) status = RemovePath(fs_, record->target);
   if (status.ok()) {
+    if (record->adopted) RemoveLeftovers(record->target);
+    record->adopted = false;
+    status = RemovePath(fs_, record->target);
+    PassFailpoint("remove.removed");
+    absl::MutexLock lock(&mu_);
+    if (!status.ok() && stopping_) return;
+    if (MayPass(status) && TryAgainLater(record, status, /*without_end=*/false)) return;
+  }
+  FinishRemove(record, status);
+}
+
+void SaveQueue::FinishRemove(const RemovePtr& record, const absl::Status& result) {
+  absl::MutexLock lock(&mu_);
+  Journal::RemoveEntry entry = ToEntry(*record);
+  if (!result.ok()) entry.error = ToRpc(result);
+  const absl::Status recorded =
+      result.ok() ? journal_->ForgetRemove(record->seq) : journal_->PutRemove(entry);
+  record->outcome = result;
+  if (!recorded.ok()) {
+    if (!stopping_) TryAgainLater(record, recorded, /*without_end=*/true);
+    return;
+  }
+  PassFailpoint("remove.end-journaled");
+  if (result.ok()) {
     spdlog::info("removed {}", record->target.path);
   } else {
-    spdlog::error("{}", std::string(status.message()));
+    spdlog::error("{}", std::string(result.message()));
   }
-  absl::MutexLock lock(&mu_);
   record->ended = true;
-  record->result = status;
   Job& job = jobs_[record->job];
   job.removes.erase(record);
-  if (!status.ok()) {
-    v1::FailedRemoval& failed = job.failed_removals.emplace_back();
+  if (!result.ok()) {
+    v1::FailedRemoval failed;
     failed.set_path(record->path);
-    *failed.mutable_error() = ToRpc(status);
+    *failed.mutable_error() = ToRpc(result);
+    job.failed_removals.emplace_back(record->seq, std::move(failed));
   }
   EndOperation(record.get());
-}
-
-// Ends an accepted save. Its image is already back in the pool, or the caller's.
-void SaveQueue::EndSave(const SavePtr& record, const absl::Status& result) {
-  record->plan.reset();
-  v1::Save& save = record->save;
-  Stamp(save.mutable_end_time());
-  v1::Save::State state = v1::Save::SUCCEEDED;
-  if (result.ok()) {
-    save.clear_error();
-    save.set_persisted_bytes(save.total_bytes());
-    counters_.set_succeeded_count(counters_.succeeded_count() + 1);
-    counters_.set_persisted_bytes(counters_.persisted_bytes() + save.total_bytes());
-  } else {
-    *save.mutable_error() = ToRpc(result);
-    const bool cancelled = absl::IsCancelled(result);
-    state = cancelled ? v1::Save::CANCELLED : v1::Save::FAILED;
-    if (!cancelled) counters_.set_failed_count(counters_.failed_count() + 1);
-  }
-  SetState(record.get(), state);
-  Job& job = jobs_[record->job];
-  job.active.erase(record);
-  if (const SessionPtr session = record->session.lock(); session != nullptr) {
-    session->ended_saves.push_back(save);
-  }
-  ended_.push_back(record->number);
-  EndOperation(record.get());
-  TrimHistory();
-}
-
-void SaveQueue::EndOperation(Operation* op) {
-  ready_.erase(op->seq);
-  for (Operation* next : order_.End(op)) {
-    // A load that may run needs no worker: the call that waits for it sees that nothing blocks it.
-    auto it = accepted_.find(next);
-    if (it != accepted_.end()) ready_[next->seq] = it->second;
-  }
-  accepted_.erase(op);
-  if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Now();
-}
-
-void SaveQueue::TrimHistory() {
-  while (ended_.size() > options_.history) {
-    auto it = by_number_.find(ended_.front());
-    ended_.pop_front();
-    const SavePtr record = it->second;
-    by_number_.erase(it);
-    by_name_.erase(record->save.name());
-    auto job = jobs_.find(record->job);
-    if (job != jobs_.end() && job->second.newest_save.lock() == record &&
-        job->second.removes.empty() && job->second.failed_removals.empty()) {
-      jobs_.erase(job);
-    }
-  }
-}
-
-void SaveQueue::SetState(SaveRecord* record, v1::Save::State state) {
-  record->save.set_state(state);
-  Tell(*record, /*progress_only=*/false);
-}
-
-void SaveQueue::Tell(const SaveRecord& record, bool progress_only) {
-  for (const auto& [id, subscription] : subscriptions_) {
-    if (subscription.name.empty() || subscription.name == record.save.name()) {
-      subscription.listener(record.save, progress_only);
-    }
-  }
-}
-
-void SaveQueue::Stamp(google::protobuf::Timestamp* time) const {
-  const absl::Duration since_epoch = clock_->Now() - absl::UnixEpoch();
-  absl::Duration rest;
-  time->set_seconds(absl::IDivDuration(since_epoch, absl::Seconds(1), &rest));
-  time->set_nanos(static_cast<int32_t>(rest / absl::Nanoseconds(1)));
-}
-
-// ---- The end ---------------------------------------------------------------------------------
-
-int SaveQueue::Drain(absl::Time deadline) {
-  absl::MutexLock lock(&mu_);
-  draining_ = true;
-  auto count = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    int pending = static_cast<int>(accepted_.size());
-    for (const auto& [id, session] : sessions_)
-      pending += static_cast<int>(session->staging.size());
-    return pending;
-  };
-  auto drained = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return count() == 0; };
-  mu_.AwaitWithDeadline(absl::Condition(&drained), deadline);
-  return count();
-}
-
-bool SaveQueue::draining() const {
-  absl::MutexLock lock(&mu_);
-  return draining_;
-}
-
-void SaveQueue::Stop() {
-  {
-    absl::MutexLock lock(&mu_);
-    stopping_ = true;
-    for (const auto& [id, session] : sessions_) session->ended = true;
-    for (const auto& [op, shared] : accepted_) {
-      if (op->kind == Operation::Kind::kSave)
-        static_cast<SaveRecord*>(op)->control.cancelled = true;
-    }
-  }
-  pool_->Wake();
-  for (std::thread& worker : workers_) worker.join();
-  workers_.clear();
-  // Images of what is left go before the pool does, but not under a call of WriteSave that is
-  // copying into one.
-  absl::MutexLock lock(&mu_);
-  auto no_writers = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    return std::all_of(by_name_.begin(), by_name_.end(),
-                       [](const auto& entry) { return entry.second->writers == 0; });
-  };
-  mu_.Await(absl::Condition(&no_writers));
-  for (const auto& [name, record] : by_name_) record->image.reset();
 }
 
 }  // namespace ckptd

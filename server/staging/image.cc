@@ -4,6 +4,7 @@
 
 #include <cerrno>
 #include <random>
+#include <system_error>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -35,9 +36,18 @@ absl::Status PoolError(const std::string& dir, absl::string_view action, int err
   return OsError(absl::StrCat("pool ", dir), action, error);
 }
 
+absl::Status ImageLost(const std::string& path, int error) {
+  return MakeError(absl::StatusCode::kNotFound, "IMAGE_LOST",
+                   absl::StrCat("image ", path, ": cannot be taken over from an earlier daemon: ",
+                                std::generic_category().message(error)),
+                   {{"image", path}});
+}
+
 }  // namespace
 
 std::string FreeDir(const std::string& pool_dir) { return absl::StrCat(pool_dir, "/.free"); }
+
+std::string NoteDir(const std::string& pool_dir) { return absl::StrCat(pool_dir, "/.notes"); }
 
 bool IsImageName(const std::string& name) { return absl::StartsWith(name, kImagePrefix); }
 
@@ -46,6 +56,31 @@ absl::StatusOr<std::unique_ptr<Image>> Image::Create(FileSystem* fs, const std::
   std::unique_ptr<Image> image(new Image(fs, dir, id));
   CKPTD_RETURN_IF_ERROR(image->Open());
   CKPTD_RETURN_IF_ERROR(image->Resize(size));
+  return image;
+}
+
+absl::StatusOr<std::unique_ptr<Image>> Image::Adopt(FileSystem* fs, const std::string& dir,
+                                                    const std::string& name, uint64_t id,
+                                                    uint64_t size) {
+  std::unique_ptr<Image> image(new Image(fs, dir, id));
+  image->base_name_ = name;
+  const std::string path = absl::StrCat(dir, "/", name);
+  image->fd_ = FileDescriptor(fs, fs->Open(path, O_RDWR | O_NOFOLLOW, 0));
+  struct stat info = {};
+  if (!image->fd_) return ImageLost(path, -image->fd_.get());
+  if (int error = fs->Stat(image->fd_.get(), &info); error < 0) return ImageLost(path, -error);
+  if (!S_ISREG(info.st_mode) || static_cast<uint64_t>(info.st_size) != size) {
+    return ImageLost(path, EBADF);
+  }
+  image->path_ = path;
+  image->has_note_ = true;
+  image->inode_ = info.st_ino;
+  image->size_ = size;
+  if (int error = fs->Map(image->fd_.get(), RoundUp(size), &image->data_); error < 0) {
+    image->Leave();
+    return PoolError(dir, "map an image", -error);
+  }
+  image->capacity_ = RoundUp(size);
   return image;
 }
 
@@ -73,7 +108,48 @@ absl::Status Image::Open() {
 
 Image::~Image() {
   Unmap();
+  if (leave_) return;
+  RemoveNote();
   if (!path_.empty()) fs_->Unlink(path_);
+}
+
+void Image::RemoveNote() {
+  if (has_note_) fs_->Unlink(absl::StrCat(NoteDir(dir_), "/", base_name_));
+  has_note_ = false;
+}
+
+absl::Status Image::WriteNote(const std::string& note) {
+  if (int error = fs_->MakeDirectory(NoteDir(dir_), 0700); error < 0 && error != -EEXIST) {
+    return PoolError(dir_, "make a folder", -error);
+  }
+  FileDescriptor file(fs_, fs_->Open(absl::StrCat(NoteDir(dir_), "/", base_name_),
+                                     O_CREAT | O_TRUNC | O_WRONLY | O_NOFOLLOW, 0600));
+  if (!file) return PoolError(dir_, "create a note", -file.get());
+  has_note_ = true;
+  for (size_t done = 0; done < note.size();) {
+    const ssize_t n =
+        fs_->Write(file.get(), note.data() + done, note.size() - done, static_cast<off_t>(done));
+    if (n <= 0) return PoolError(dir_, "write a note", n == 0 ? EIO : static_cast<int>(-n));
+    done += static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
+                                     const std::string& name) {
+  const std::string path = absl::StrCat(NoteDir(dir), "/", name);
+  const FileDescriptor file(fs, fs->Open(path, O_RDONLY | O_NOFOLLOW, 0));
+  if (!file) return ImageLost(path, -file.get());
+  struct stat info = {};
+  if (int error = fs->Stat(file.get(), &info); error < 0) return ImageLost(path, -error);
+  std::string note(static_cast<size_t>(info.st_size), '\0');
+  for (size_t done = 0; done < note.size();) {
+    const ssize_t n =
+        fs->Read(file.get(), note.data() + done, note.size() - done, static_cast<off_t>(done));
+    if (n <= 0) return ImageLost(path, n == 0 ? EIO : static_cast<int>(-n));
+    done += static_cast<size_t>(n);
+  }
+  return note;
 }
 
 void Image::Unmap() {
@@ -113,6 +189,7 @@ absl::Status Image::MoveTo(const std::string& path) {
 absl::Status Image::Lease() { return MoveTo(absl::StrCat(dir_, "/", base_name_)); }
 
 absl::Status Image::Park() {
+  RemoveNote();
   const std::string free_dir = FreeDir(dir_);
   if (int error = fs_->MakeDirectory(free_dir, 0700); error < 0 && error != -EEXIST) {
     return PoolError(dir_, "make a folder", -error);

@@ -28,7 +28,12 @@ class Image {
   // RESOURCE_EXHAUSTED (POOL_EXHAUSTED) where the tmpfs has no room.
   static absl::StatusOr<std::unique_ptr<Image>> Create(FileSystem* fs, const std::string& dir,
                                                        uint64_t id, uint64_t size);
-  // Gives the memory back, as far as no client has it mapped, and removes the name.
+  // Takes over an image that an earlier daemon left in the pool's folder under `name`, with its
+  // bytes, which must be `size`. NOT_FOUND (IMAGE_LOST) where it is not there or is another file.
+  static absl::StatusOr<std::unique_ptr<Image>> Adopt(FileSystem* fs, const std::string& dir,
+                                                      const std::string& name, uint64_t id,
+                                                      uint64_t size);
+  // Gives the memory back, as far as no client has it mapped, and removes name and note.
   ~Image();
   Image(const Image&) = delete;
   Image& operator=(const Image&) = delete;
@@ -38,10 +43,18 @@ class Image {
   absl::Status Lease();
   absl::Status Park();
 
+  // Puts down beside the image what it is for, so that a later daemon can finish it. The note goes
+  // when the image is parked or goes itself.
+  absl::Status WriteNote(const std::string& note);
+  // Leaves image and note in the folder for a later daemon when this object goes.
+  void Leave() { leave_ = true; }
+
   // Never used again in this pool, and not an inode number.
   uint64_t id() const { return id_; }
   uint64_t inode() const { return inode_; }
   int fd() const { return fd_.get(); }
+  // What it is called in the pool's folder while it has a name.
+  const std::string& name() const { return base_name_; }
   // Where the client finds it. Empty while it has no name.
   const std::string& path() const { return path_; }
   // The length of the file.
@@ -53,6 +66,7 @@ class Image {
  private:
   Image(FileSystem* fs, std::string dir, uint64_t id) : fs_(fs), dir_(std::move(dir)), id_(id) {}
   absl::Status Open();
+  void RemoveNote();
   absl::Status MoveTo(const std::string& path);
   void Unmap();
 
@@ -66,10 +80,19 @@ class Image {
   uint64_t size_ = 0;
   uint64_t capacity_ = 0;
   uint8_t* data_ = nullptr;
+  bool has_note_ = false;
+  bool leave_ = false;
 };
 
 // The folder, inside the pool's, of images that wait for their next save.
 std::string FreeDir(const std::string& pool_dir);
+
+// The folder of notes, in which each has the name of its image.
+std::string NoteDir(const std::string& pool_dir);
+
+// What WriteNote had put down for the image `name`. NOT_FOUND (IMAGE_LOST) where there is none.
+absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
+                                     const std::string& name);
 
 // Whether a file of this name in the pool's folders is an image.
 bool IsImageName(const std::string& name);

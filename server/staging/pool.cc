@@ -40,6 +40,7 @@ Pool::~Pool() {
     free_.clear();
   }
   fs_->RemoveDirectory(FreeDir(options_.dir));
+  fs_->RemoveDirectory(NoteDir(options_.dir));
 }
 
 absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(uint64_t size, absl::Time deadline,
@@ -196,6 +197,27 @@ void Pool::Discard(std::unique_ptr<Image> image) {
   const uint64_t capacity = image->capacity();
   image.reset();
   GiveUpRoom(capacity);
+}
+
+void Pool::Leave(std::unique_ptr<Image> image) {
+  image->Leave();
+  Discard(std::move(image));
+}
+
+absl::StatusOr<std::unique_ptr<Image>> Pool::Adopt(const std::string& name, uint64_t size) {
+  auto image = Image::Adopt(fs_, options_.dir, name, next_id_++, size);
+  if (!image.ok()) return image;
+  absl::MutexLock lock(&mu_);
+  leased_.insert((*image)->capacity());
+  used_bytes_ += (*image)->capacity();
+  return image;
+}
+
+bool Pool::IsFull(uint64_t size) const {
+  const uint64_t capacity = Image::RoundUp(size);
+  absl::MutexLock lock(&mu_);
+  if (capacity > options_.budget_bytes) return false;  // Acquire says so
+  return !waiting_.empty() || (!IsOnItsWay(capacity) && !HasRoom(capacity, false));
 }
 
 bool Pool::IsOnItsWay(uint64_t capacity) const {

@@ -58,11 +58,21 @@ class Pool {
   absl::StatusOr<std::unique_ptr<Image>> Acquire(uint64_t size, absl::Time deadline,
                                                  const CancelToken& cancel);
 
+  // Takes over an image that an earlier daemon left, as the save that it belongs to still needs it;
+  // see Image::Adopt. Charged to the budget, even where that is smaller now.
+  absl::StatusOr<std::unique_ptr<Image>> Adopt(const std::string& name, uint64_t size);
+
+  // Whether a call of Acquire would have to wait until another image is given back.
+  bool IsFull(uint64_t size) const;
+
   // Takes an image back for the next save. The client must not write to it any more.
   void Release(std::unique_ptr<Image> image);
 
   // Takes an image out of service: its client may still be writing to it.
   void Discard(std::unique_ptr<Image> image);
+
+  // Lets go of an image without a trace in the folder being lost: a later daemon adopts it.
+  void Leave(std::unique_ptr<Image> image);
 
   // Sees to it that there are `count` images for saves of `size` bytes by `owner`, on top of what
   // other owners have asked for, as far as the budget goes; they are faulted in on a thread of the

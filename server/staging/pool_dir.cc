@@ -31,14 +31,12 @@ absl::Status MakeParents(FileSystem* fs, const std::string& dir) {
   return absl::OkStatus();
 }
 
-void RemoveImages(FileSystem* fs, const std::string& dir) {
-  std::vector<std::string> names;
-  if (fs->List(dir, &names) < 0) return;
+int RemoveImages(FileSystem* fs, const std::string& dir, const std::set<std::string>& keep) {
   int removed = 0;
-  for (const std::string& name : names) {
-    if (IsImageName(name) && fs->Unlink(absl::StrCat(dir, "/", name)) == 0) ++removed;
+  for (const std::string& name : ListImages(fs, dir)) {
+    if (keep.count(name) == 0 && fs->Unlink(absl::StrCat(dir, "/", name)) == 0) ++removed;
   }
-  if (removed > 0) spdlog::warn("pool {}: removed {} images of an earlier daemon", dir, removed);
+  return removed;
 }
 
 }  // namespace
@@ -84,10 +82,26 @@ absl::StatusOr<FileDescriptor> PreparePoolDir(FileSystem* fs, const std::string&
         "takes. Use a folder below /dev/shm",
         object);
   }
-  RemoveImages(fs, dir);
-  RemoveImages(fs, FreeDir(dir));
-  fs->RemoveDirectory(FreeDir(dir));
   return lock;
+}
+
+std::vector<std::string> ListImages(FileSystem* fs, const std::string& dir) {
+  std::vector<std::string> names;
+  if (fs->List(dir, &names) < 0) return {};
+  names.erase(std::remove_if(names.begin(), names.end(),
+                             [](const std::string& name) { return !IsImageName(name); }),
+              names.end());
+  return names;
+}
+
+void RemoveStrays(FileSystem* fs, const std::string& dir, const std::set<std::string>& keep) {
+  const int removed = RemoveImages(fs, dir, keep);
+  if (removed > 0) {
+    spdlog::warn("pool {}: removed {} images of saves that were not accepted", dir, removed);
+  }
+  RemoveImages(fs, NoteDir(dir), keep);
+  RemoveImages(fs, FreeDir(dir), {});
+  fs->RemoveDirectory(FreeDir(dir));
 }
 
 absl::StatusOr<uint64_t> DefaultBudget(FileSystem* fs, const std::string& dir,

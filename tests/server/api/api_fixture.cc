@@ -66,7 +66,7 @@ void ApiTest::StartServer() {
   ASSERT_OK(acceptor);
   service_ = std::make_unique<CheckpointServiceImpl>(
       queue_.get(), pool_.get(),
-      CheckpointServiceImpl::Identity{"1.2.3", backends_.Names(), clock_.Now()});
+      CheckpointServiceImpl::Identity{"1.2.3", backends_.Names(), clock_.Now(), "/journal.db"});
   auto server = GrpcServer::Start(*std::move(acceptor), service_.get());
   ASSERT_OK(server);
   server_ = *std::move(server);

@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include "server/persist/names.h"
 #include "server/persist/persister.h"
 #include "tests/server/persist/persist_fixture.h"
 
@@ -156,7 +157,7 @@ class PersistSealTest : public PersistFixture {
     PersistSource source = image.Source();
     source.seal = std::move(seal);
     PersistControl control;
-    return Persister(&fs_).Persist(source, target_, 022, &control);
+    return Persister(&fs_, TempPrefix("test")).Persist(source, target_, 022, &control);
   }
 
   const std::string content_ = Content(20 << 20, 1);

@@ -14,6 +14,7 @@ namespace {
 
 using absl::StatusCode;
 using testing::IsEmpty;
+using testing::SizeIs;
 
 class EndingTest : public QueueTest {};
 
@@ -67,11 +68,13 @@ TEST_F(EndingTest, StopEndsEveryCallThatWaits) {
   std::thread stopper([&] { queue_->Stop(); });
   for (std::thread& call : calls) call.join();
   for (const absl::Status& result : results) EXPECT_FALSE(result.ok());
-  // The save that is being written is given up, too, but not before its system call returns.
+  // The save that is being written is left, too, but not before its system call returns; it stays
+  // accepted.
   gate_.Open();
   stopper.join();
-  EXPECT_EQ(Get("s").state(), v1::Save::CANCELLED);
+  EXPECT_EQ(Get("s").state(), v1::Save::PERSISTING);
   EXPECT_THAT(disk_.List(), IsEmpty());
+  EXPECT_THAT(LeasedImages(), SizeIs(1));
   queue_->Stop();  // idempotent
 }
 
@@ -105,23 +108,25 @@ TEST_F(EndingTest, StopWaitsForCopiesUnderWay) {
 }
 
 TEST_F(EndingTest, IsIdleWithoutClientsAndWork) {
-  EXPECT_EQ(queue_->IdleSince(), absl::InfiniteFuture());
+  EXPECT_EQ(queue_->IdleFor(), absl::ZeroDuration());
   HoldSaves();
   ASSERT_NO_FATAL_FAILURE(Save("s", "f", "x"));
   ASSERT_TRUE(gate_.WaitForArrivals(1));
   queue_->CloseSession(session_);
-  EXPECT_EQ(queue_->IdleSince(), absl::InfiniteFuture()) << "there is still work";
   clock_.Advance(absl::Seconds(5));
-  const absl::Time end = clock_.Now();
+  EXPECT_EQ(queue_->IdleFor(), absl::ZeroDuration()) << "there is still work";
   gate_.Open();
   WaitForEnd("s");
-  EXPECT_EQ(queue_->IdleSince(), end);
+  EXPECT_TRUE(Eventually([&] { return queue_->GetStatus().persisting_count() == 0; }));
   clock_.Advance(absl::Seconds(5));
-  EXPECT_EQ(queue_->IdleSince(), end);
+  EXPECT_EQ(queue_->IdleFor(), absl::Seconds(5));
+  clock_.Jump(absl::Hours(1000));
+  EXPECT_EQ(queue_->IdleFor(), absl::Seconds(5)) << "somebody has set the clock";
   const std::string session = queue_->OpenSession("another");
-  EXPECT_EQ(queue_->IdleSince(), absl::InfiniteFuture());
+  EXPECT_EQ(queue_->IdleFor(), absl::ZeroDuration());
   queue_->CloseSession(session);
-  EXPECT_EQ(queue_->IdleSince(), clock_.Now());
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_EQ(queue_->IdleFor(), absl::Seconds(1));
 }
 
 }  // namespace

@@ -92,12 +92,12 @@ TEST(RequestsTest, FingerprintsDifferByAllButTheSession) {
   AddTensor(&request, "0", 1);
   v1::BeginSaveRequest other = request;
   other.set_session_id("b");
-  EXPECT_EQ(Fingerprint(request), Fingerprint(other));
+  EXPECT_EQ(Canonical(request), Canonical(other));
   other.mutable_tensors(0)->set_dtype("float32");
-  EXPECT_NE(Fingerprint(request), Fingerprint(other));
+  EXPECT_NE(Canonical(request), Canonical(other));
   other = request;
   (*other.mutable_options())["y"] = "3";
-  EXPECT_NE(Fingerprint(request), Fingerprint(other));
+  EXPECT_NE(Canonical(request), Canonical(other));
 }
 
 // What BeginSave refuses leaves no trace.

@@ -20,6 +20,7 @@ namespace {
 using absl::StatusCode;
 using testing::ElementsAre;
 using testing::IsEmpty;
+using testing::UnorderedElementsAre;
 
 class PoolDirTest : public testing::Test {
  protected:
@@ -52,14 +53,22 @@ TEST_F(PoolDirTest, ASecondDaemonIsRefused) {
   EXPECT_THAT(ListDir(pool_dir_), ElementsAre("image-1-00"));
 }
 
-TEST_F(PoolDirTest, RemovesWhatAnEarlierDaemonLeftAndNothingElse) {
+TEST_F(PoolDirTest, RemovesStraysAndNothingElse) {
   std::filesystem::create_directories(pool_dir_ + "/.free");
+  std::filesystem::create_directories(pool_dir_ + "/.notes");
   ASSERT_EQ(chmod(pool_dir_.c_str(), 0700), 0);
   WriteFile(pool_dir_ + "/image-1-0123456789abcdef", "x");
   WriteFile(pool_dir_ + "/.free/image-2-0123456789abcdef", "x");
+  WriteFile(pool_dir_ + "/.notes/image-1-0123456789abcdef", "x");
+  WriteFile(pool_dir_ + "/.notes/image-3-0123456789abcdef", "x");
+  WriteFile(pool_dir_ + "/image-3-0123456789abcdef", "x");
   WriteFile(pool_dir_ + "/not-ours", "x");
   ASSERT_OK(PreparePoolDir(&fs_, pool_dir_));
-  EXPECT_THAT(ListDir(pool_dir_), ElementsAre("not-ours"));
+  EXPECT_THAT(ListImages(&fs_, pool_dir_),
+              UnorderedElementsAre("image-1-0123456789abcdef", "image-3-0123456789abcdef"));
+  RemoveStrays(&fs_, pool_dir_, {"image-3-0123456789abcdef"});
+  EXPECT_THAT(ListDir(pool_dir_), ElementsAre(".notes", "image-3-0123456789abcdef", "not-ours"));
+  EXPECT_THAT(ListDir(pool_dir_ + "/.notes"), ElementsAre("image-3-0123456789abcdef"));
 }
 
 TEST_F(PoolDirTest, RefusesAFolderThatOthersMayWriteTo) {

@@ -15,13 +15,24 @@ class FakeClock : public Clock {
     absl::MutexLock lock(&mu_);
     return now_;
   }
+  absl::Duration Uptime() const override {
+    absl::MutexLock lock(&mu_);
+    return uptime_;
+  }
   void Advance(absl::Duration by) {
+    absl::MutexLock lock(&mu_);
+    now_ += by;
+    uptime_ += by;
+  }
+  // As when somebody sets the clock.
+  void Jump(absl::Duration by) {
     absl::MutexLock lock(&mu_);
     now_ += by;
   }
 
  private:
   mutable absl::Mutex mu_;
+  absl::Duration uptime_ ABSL_GUARDED_BY(mu_) = absl::Hours(1);
   absl::Time now_ ABSL_GUARDED_BY(mu_) = absl::FromUnixSeconds(1700000000);
 };
 

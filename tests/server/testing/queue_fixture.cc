@@ -47,20 +47,51 @@ QueueTest::QueueTest() {
 
 QueueTest::~QueueTest() {
   gate_.Open();
+  StopAll();
+}
+
+void QueueTest::StopAll() {
   queue_.reset();
   pool_.reset();
+  journal_.reset();
+}
+
+SaveQueue::Options QueueTest::NoRetry() {
+  SaveQueue::Options options;
+  options.retry_timeout = absl::ZeroDuration();
+  return options;
 }
 
 void QueueTest::Start(const SaveQueue::Options& options, uint64_t budget) {
-  queue_.reset();
-  pool_.reset();
+  StopAll();
+  for (const std::string& name : state_.List()) posix_->Unlink(state_ / name);
+  RemoveStrays(posix_.get(), shm_.path(), {});
+  budget_ = budget;
+  StartAgain(options, {});
+}
+
+void QueueTest::Restart(const SaveQueue::Options& options, const std::vector<uint64_t>& crashed) {
+  StopAll();
+  StartAgain(options, crashed);
+}
+
+void QueueTest::StartAgain(const SaveQueue::Options& options,
+                           const std::vector<uint64_t>& crashed) {
   auto lock = PreparePoolDir(posix_.get(), shm_.path());
   ASSERT_OK(lock);
+  auto journal = Journal::Open(posix_.get(), state_ / "journal.db");
+  ASSERT_OK(journal);
+  journal_ = *std::move(journal);
   Pool::Options pool_options;
   pool_options.dir = shm_.path();
-  pool_options.budget_bytes = budget;
+  pool_options.budget_bytes = budget_;
   pool_ = std::make_unique<Pool>(&fs_, pool_options, *std::move(lock));
-  queue_ = std::make_unique<SaveQueue>(&fs_, &clock_, pool_.get(), &backends_, options);
+  queue_ =
+      std::make_unique<SaveQueue>(&fs_, &clock_, journal_.get(), pool_.get(), &backends_, options);
+  auto contents = journal_->Read();
+  ASSERT_OK(contents);
+  ASSERT_OK(queue_->Restore(*contents, crashed));
+  if (!keep_images_) RemoveStrays(posix_.get(), shm_.path(), queue_->ImagesInUse());
   session_ = queue_->OpenSession("host:1 test");
 }
 
@@ -144,7 +175,7 @@ void QueueTest::HoldSaves() {
 std::vector<std::string> QueueTest::LeasedImages() const {
   std::vector<std::string> names;
   for (const std::string& name : shm_.List()) {
-    if (name != ".free") names.push_back(name);
+    if (name[0] != '.') names.push_back(name);
   }
   return names;
 }

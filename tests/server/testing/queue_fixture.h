@@ -48,9 +48,17 @@ class QueueTest : public testing::Test {
   QueueTest();
   ~QueueTest() override;
 
-  // Makes the queue anew. SetUp does with the defaults.
+  // Makes the queue anew, with neither journal nor images of an earlier one. SetUp does with what
+  // fails at once where its storage does.
   void Start(const SaveQueue::Options& options, uint64_t budget = uint64_t{64} << 20);
-  void SetUp() override { Start(SaveQueue::Options()); }
+  void SetUp() override { Start(NoRetry()); }
+  static SaveQueue::Options NoRetry();
+
+  // Stops the queue, if that has not been done, and makes another one of what it has left.
+  // `crashed`: numbers of saves over which it is to have crashed.
+  void Restart(const SaveQueue::Options& options = NoRetry(),
+               const std::vector<uint64_t>& crashed = {});
+  void StopAll();
 
   // The save that the next calls are about: jobs/j/saves/{id}, or the whole name if it has a slash.
   v1::BeginSaveRequest Request(const std::string& id, const std::string& path, size_t size = 100);
@@ -81,14 +89,22 @@ class QueueTest : public testing::Test {
   ScopedUmask umask_{0};
   TempDir disk_;
   TempDir shm_{TempDir::Place::kMemory};
+  TempDir state_;
   const std::unique_ptr<FileSystem> posix_ = NewPosixFileSystem();
   FaultyFileSystem fs_{posix_.get()};
   FakeClock clock_;
   Gate gate_;
   BackendRegistry backends_;
+  uint64_t budget_ = 0;
+  // Whether Restart leaves images that no save has.
+  bool keep_images_ = false;
+  std::unique_ptr<Journal> journal_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<SaveQueue> queue_;
   std::string session_;
+
+ private:
+  void StartAgain(const SaveQueue::Options& options, const std::vector<uint64_t>& crashed);
 };
 
 // What an ended save says why.

@@ -36,6 +36,11 @@ void Gate::Let(int count) {
   permits_ += count;
 }
 
+void Gate::Close() {
+  absl::MutexLock lock(&mu_);
+  open_ = false;
+}
+
 void Gate::Open() {
   absl::MutexLock lock(&mu_);
   open_ = true;

@@ -28,6 +28,8 @@ class Gate {
   void Let(int count);
   // Lets all threads pass, from now on.
   void Open();
+  // Stops those that come from now on.
+  void Close();
 
  private:
   absl::Mutex mu_;

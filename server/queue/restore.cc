@@ -1,0 +1,213 @@
+// What an earlier daemon had accepted goes on. Once, before anything is served:
+//
+//  1. The history comes back as it was.
+//  2. The image of each save that had not ended is adopted from the pool's folder, and its plan
+//  made
+//     again from the note beside it. One whose image is gone, as after a reboot, is FAILED. One
+//     over which daemons have crashed too often is FAILED as well, and its image is kept.
+//  3. Saves and removals take their places in the one order again, by the numbers they had.
+//
+// Then whoever has called this removes from the pool's folder what belongs to no save. What an
+// earlier daemon left beside a target goes when its save's turn comes: that storage may hang now.
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/queue/requests.h"
+#include "server/queue/save_queue.h"
+
+namespace ckptd {
+namespace {
+
+absl::Status Quarantined(const v1::Save& save, int crashes) {
+  return MakeError(
+      absl::StatusCode::kInternal, "QUARANTINED",
+      absl::StrCat(save.name(), ": the daemon has crashed ", crashes,
+                   " times while it persisted this save, which is not tried again; its image is "
+                   "kept: ckptctl export writes it elsewhere, ckptctl cancel gives it up"));
+}
+
+absl::Status Lost(const v1::Save& save, const absl::Status& why) {
+  return MakeError(
+      absl::StatusCode::kDataLoss, "IMAGE_LOST",
+      absl::StrCat(save.name(),
+                   ": was accepted, but its staging image is gone, as after a restart of the "
+                   "machine, before it was known to be durable; what is at ",
+                   save.path(), " is whole, and old or new (", why.message(), ")"));
+}
+
+}  // namespace
+
+absl::Status SaveQueue::Restore(const Journal::Contents& contents,
+                                const std::vector<uint64_t>& crashed) {
+  absl::MutexLock lock(&mu_);
+  std::vector<std::pair<uint64_t, uint64_t>> ended;
+  uint64_t last_seq = 0;
+  for (const Journal::SaveEntry& entry : contents.saves) {
+    last_seq = std::max(last_seq, entry.seq);
+    next_number_ = std::max(next_number_, entry.number + 1);
+    next_end_ = std::max(next_end_, entry.end + 1);
+  }
+  for (const Journal::SaveEntry& entry : contents.saves) {
+    const bool blamed = std::find(crashed.begin(), crashed.end(), entry.number) != crashed.end();
+    CKPTD_RETURN_IF_ERROR(RestoreSave(entry, blamed));
+  }
+  for (const auto& [number, record] : by_number_) {
+    if (record->end != 0 && !record->save.image_kept()) ended.emplace_back(record->end, number);
+  }
+  std::sort(ended.begin(), ended.end());
+  for (const auto& [end, number] : ended) ended_.push_back(number);
+
+  std::vector<SavePtr> accepted;
+  for (const auto& [number, record] : by_number_) {
+    if (record->seq != 0) accepted.push_back(record);
+  }
+  auto by_seq = [](const auto& a, const auto& b) { return a->seq < b->seq; };
+  std::sort(accepted.begin(), accepted.end(), by_seq);
+  auto save = accepted.begin();
+  auto restore_saves_before = [&](uint64_t seq) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    for (; save != accepted.end() && (*save)->seq < seq; ++save) {
+      const SavePtr& record = *save;
+      Job& job = jobs_[record->job];
+      job.newest_save = record;
+      if (record->end != 0) continue;
+      order_.ContinueAt(record->seq);
+      order_.Add(record.get(), {});
+      job.active.insert(record);
+      accepted_[record.get()] = record;
+      if (record->blockers == 0) work_.Add(record);
+    }
+  };
+  for (const Journal::RemoveEntry& entry : contents.removes) {
+    restore_saves_before(entry.seq);
+    RestoreRemove(entry);
+    last_seq = std::max(last_seq, entry.seq);
+  }
+  restore_saves_before(UINT64_MAX);
+  order_.ContinueAt(last_seq + 1);
+  TrimHistory();
+  if (!accepted_.empty()) {
+    spdlog::info("took over {} saves and removals of an earlier daemon", accepted_.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry, bool crashed) {
+  auto record = std::make_shared<SaveRecord>();
+  record->save = entry.save;
+  CKPTD_ASSIGN_OR_RETURN(record->job, JobOfSave(entry.save.name()));
+  record->fingerprint = entry.fingerprint;
+  record->number = entry.number;
+  record->seq = entry.seq;
+  record->end = entry.end;
+  record->target.path = entry.target;
+  record->target.dir = ParentDir(entry.target);
+  record->target.device = entry.device;
+  record->device = entry.device;
+  record->keys = {entry.target};
+  record->crashes = entry.crashes + (crashed ? 1 : 0);
+  record->adopted = true;
+  by_name_[entry.save.name()] = record;
+  by_number_[entry.number] = record;
+  if (entry.end != 0) {
+    record->save.set_image_kept(!entry.image.empty() && AdoptImage(record, entry.image).ok());
+    return absl::OkStatus();
+  }
+  if (absl::Status status = AdoptImage(record, entry.image); !status.ok()) {
+    return FailRestored(record, Lost(record->save, status));
+  }
+  if (record->crashes >= options_.max_crashes) {
+    record->save.set_image_kept(true);
+    return FailRestored(record, Quarantined(record->save, record->crashes));
+  }
+  record->save.set_state(v1::Save::QUEUED);
+  return crashed ? journal_->PutSave(ToEntry(*record)) : absl::OkStatus();
+}
+
+// Ends a save that cannot go on. It has no place in the order yet.
+absl::Status SaveQueue::FailRestored(const SavePtr& record, const absl::Status& why) {
+  spdlog::error("{}", std::string(why.message()));
+  record->save = EndedSave(*record, why);
+  return RecordEnd(record, record->save);
+}
+
+absl::Status SaveQueue::AdoptImage(const SavePtr& record, const std::string& image) {
+  CKPTD_ASSIGN_OR_RETURN(const std::string note, ReadNote(fs_, pool_->options().dir, image));
+  v1::BeginSaveRequest request;
+  if (!request.ParseFromString(note)) {
+    return MakeError(absl::StatusCode::kDataLoss, "IMAGE_LOST",
+                     absl::StrCat("image ", image, ": its note is none"));
+  }
+  CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
+  CKPTD_ASSIGN_OR_RETURN(record->plan, backend->MakePlan(ToSpec(request)));
+  record->umask = request.umask() & 0777;
+  CKPTD_ASSIGN_OR_RETURN(record->image, pool_->Adopt(image, record->plan->file_bytes()));
+  return absl::OkStatus();
+}
+
+void SaveQueue::RestoreRemove(const Journal::RemoveEntry& entry) {
+  if (entry.error.has_value()) {
+    v1::FailedRemoval failed;
+    failed.set_path(entry.path);
+    *failed.mutable_error() = *entry.error;
+    jobs_[entry.job].failed_removals.emplace_back(entry.seq, std::move(failed));
+    return;
+  }
+  auto record = std::make_shared<RemoveRecord>();
+  record->job = entry.job;
+  record->path = entry.path;
+  record->target.path = entry.target;
+  record->target.dir = ParentDir(entry.target);
+  record->target.device = entry.device;
+  record->device = entry.device;
+  record->keys = {entry.target};
+  record->adopted = true;
+  auto newest = by_name_.find(entry.newest_save);
+  if (newest != by_name_.end()) record->newest_save = newest->second;
+  order_.ContinueAt(entry.seq);
+  AddInOrder(record);
+  jobs_[record->job].removes.insert(record);
+  accepted_[record.get()] = record;
+  if (record->blockers == 0) work_.Add(record);
+}
+
+void SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
+  absl::MutexLock lock(&mu_);
+  for (const std::string& image : images) {
+    auto record = std::make_shared<SaveRecord>();
+    v1::BeginSaveRequest request;
+    auto note = ReadNote(fs_, pool_->options().dir, image);
+    if (!note.ok() || !request.ParseFromString(*note) || by_name_.count(request.name()) != 0 ||
+        !AdoptImage(record, image).ok()) {
+      spdlog::error("image {}: no journal and no note tell what it is; leaving it in {}", image,
+                    pool_->options().dir);
+      continue;
+    }
+    record->job = JobOfSave(request.name()).value_or("");
+    record->number = next_number_++;
+    record->fingerprint = Fingerprint(*note);
+    record->target.path = request.path();
+    record->target.dir = ParentDir(request.path());
+    record->save.set_name(request.name());
+    record->save.set_path(request.path());
+    record->save.set_backend(request.backend());
+    record->save.set_total_bytes(static_cast<int64_t>(record->plan->file_bytes()));
+    record->save.set_tensor_count(request.tensors_size());
+    record->save.set_image_kept(true);
+    by_name_[request.name()] = record;
+    by_number_[record->number] = record;
+    LogIfError(FailRestored(
+        record,
+        MakeError(absl::StatusCode::kDataLoss, "JOURNAL_LOST",
+                  absl::StrCat(request.name(),
+                               ": the journal that told whether it was accepted is lost; its "
+                               "image is kept, and may be incomplete if its trainer died over it: "
+                               "ckptctl export writes it somewhere, ckptctl cancel gives it up"))));
+  }
+}
+
+}  // namespace ckptd
