@@ -18,13 +18,15 @@ _spec = importlib.util.spec_from_file_location(
 _fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_fixtures)
 
-from ckptd import rpc  # noqa: E402 - found through that file
+from harness import BUILD, WAIT_SECONDS  # noqa: E402 - found through that file
+
+from ckptd import rpc  # noqa: E402
 from ckptd.v1 import checkpoint_pb2 as pb  # noqa: E402
 
 make_daemon = _fixtures.make_daemon
 
-CKPTCTL = _fixtures.BUILD / "bin" / "ckptctl"
-WAIT = _fixtures.WAIT_SECONDS
+CKPTCTL = BUILD / "bin" / "ckptctl"
+WAIT = WAIT_SECONDS
 
 
 class Trainer:

@@ -19,11 +19,13 @@ _spec = importlib.util.spec_from_file_location(
 _fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_fixtures)
 
+from harness import BUILD  # noqa: E402
+
 daemon = _fixtures.daemon
 
 #: Builds of the client: against the system's LibTorch, and against that of the torch wheel.
 BUILDS = {
-    "system": _fixtures.BUILD,
+    "system": BUILD,
     "wheel": Path(os.environ.get("CKPTD_WHEEL_BUILD_DIR", REPO / "build-wheel")),
 }
 

@@ -10,7 +10,7 @@ import ckptd
 import pytest
 import torch
 from ckptd.v1 import checkpoint_pb2 as pb
-from conftest import wait_until
+from harness import wait_until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs: needs root")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import ckptd
 import pytest
 from ckptd import names
-from conftest import REPO
+from harness import REPO
 
 
 def test_version_is_that_of_the_project():

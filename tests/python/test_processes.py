@@ -16,7 +16,7 @@ import warnings
 import ckptd
 import pytest
 import torch
-from conftest import BUILD, WAIT_SECONDS, wait_until
+from harness import BUILD, WAIT_SECONDS, wait_until
 from test_failures import hold
 
 # Begins a save through the client's own parts, copies half of it, says so and waits to be killed.

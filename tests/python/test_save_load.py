@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ckptd.v1 import checkpoint_pb2 as pb
-from conftest import WAIT_SECONDS, wait_until
+from harness import WAIT_SECONDS, wait_until
 from objects import CASES, lightning_like, same
 
 
