@@ -25,6 +25,9 @@ absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::st
 // The reason of a status made by MakeError, here or on the other side of a call; empty if none.
 std::string ReasonOf(const absl::Status& status);
 
+// The metadata of such a status; empty if none. In no order.
+ErrorMetadata MetadataOf(const absl::Status& status);
+
 // The same status with "`prefix`: " before its message; keeps reason and metadata.
 absl::Status Annotate(const absl::Status& status, absl::string_view prefix);
 

@@ -17,6 +17,7 @@
 #include "client/cpp/torch/dtype.h"
 #include "client/cpp/torch/restore.h"
 #include "client/cpp/torch/sidecar_checkpoint_io.h"
+#include "proto/status/error_info.h"
 #include "tests/client_cpp/test_daemon.h"
 #include "tests/server/testing/temp_dir.h"
 
@@ -351,6 +352,32 @@ TEST_P(SidecarTest, WaitsUntilDurable) {
   const auto loaded = RestoreFrom(daemon_.Path("x.ckpt"));
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_TRUE(at::equal(loaded->toTensor(), at::ones({1000})));
+}
+
+TEST_P(SidecarTest, VerifiesWhatItLoads) {
+  const std::string path = daemon_.Path("x.ckpt");
+  const at::Tensor weight = at::arange(1000, at::kFloat);
+  ASSERT_TRUE(io_->Save(weight, path).ok());
+  ASSERT_TRUE(io_->Teardown().ok());
+  std::string bytes = ReadFile(path);
+  const size_t at = bytes.find(std::string(static_cast<const char*>(weight.data_ptr()), 4000));
+  ASSERT_NE(at, bytes.npos);
+  bytes[at + 400] ^= 1;
+  WriteFile(path, bytes);
+
+  const absl::Status status = io_->Load(path).status();
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+  EXPECT_EQ(ReasonOf(status), "CORRUPT_CHECKPOINT");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("record 'archive/data/0': CRC-32"));
+
+  SidecarOptions options;
+  options.connection = daemon_.Options(GetParam());
+  options.verify = false;
+  auto io = SidecarCheckpointIO::Create(options);
+  ASSERT_TRUE(io.ok()) << io.status();
+  const auto loaded = (*io)->Load(path);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_FALSE(at::equal(loaded->toTensor(), weight));
 }
 
 TEST_P(SidecarTest, FailsWhereNothingCanBeSaved) {

@@ -1,7 +1,9 @@
 #include "client/cpp/torch/sidecar_checkpoint_io.h"
 
+#include "client/cpp/core/verify.h"
 #include "client/cpp/torch/capture.h"
 #include "client/cpp/torch/restore.h"
+#include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 
 namespace ckptd {
@@ -30,6 +32,11 @@ absl::Status SidecarCheckpointIO::Save(const c10::IValue& checkpoint, const std:
 
 absl::StatusOr<c10::IValue> SidecarCheckpointIO::Load(const std::string& path) {
   CKPTD_ASSIGN_OR_RETURN(CheckpointFile file, connection_->Load(path));
+  if (options_.verify) {
+    // What has no checksums is loaded as it is.
+    const absl::Status status = VerifyCheckpoint(file).status();
+    if (!status.ok() && ReasonOf(status) != "NOT_VERIFIABLE") return status;
+  }
   return RestoreObject(file);
 }
 

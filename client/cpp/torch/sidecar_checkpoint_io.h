@@ -20,6 +20,9 @@ struct SidecarOptions {
   // When Save returns: once the snapshot is the daemon's, or once it is durable at its path.
   enum class Wait { kAccepted, kDurable };
   Wait wait = Wait::kAccepted;
+
+  // Whether Load checks the file first, which LibTorch does not: see VerifyCheckpoint.
+  bool verify = true;
 };
 
 // A CheckpointIO that hands its checkpoints to ckptd: Save returns as soon as the bytes are
@@ -34,7 +37,7 @@ class SidecarCheckpointIO : public CheckpointIO {
   // once.
   absl::Status Save(const c10::IValue& checkpoint, const std::string& path) override;
 
-  // Waits for what is pending on `path`.
+  // Waits for what is pending on `path`. DATA_LOSS where the file is corrupt.
   absl::StatusOr<c10::IValue> Load(const std::string& path) override;
 
   // Returns when the removal has its place in the order: after everything that this job has saved
