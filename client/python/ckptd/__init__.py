@@ -12,13 +12,14 @@ durable. What lies at the path then is a plain torch.save file.
 from __future__ import annotations
 
 import threading
-from typing import Any, Optional
+from typing import Any, Iterable, Optional, Union
 
 from . import exit_report  # noqa: F401 - reports at exit what nobody asked after
 from .client import DEFAULT_TIMEOUT, Client
 from .errors import (
     CheckpointError,
     CheckpointTimeoutError,
+    CorruptCheckpointError,
     DaemonUnavailableError,
     SaveError,
     SaveTimeoutError,
@@ -26,6 +27,7 @@ from .errors import (
 )
 from .names import PathLike
 from .save import Save
+from .verify import verify
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointTimeoutError",
     "Client",
+    "CorruptCheckpointError",
     "DaemonUnavailableError",
     "Save",
     "SaveError",
@@ -41,10 +44,12 @@ __all__ = [
     "UnpicklableError",
     "default_client",
     "flush",
+    "latest",
     "load",
     "remove",
     "reserve",
     "save",
+    "verify",
 ]
 
 _default: Optional[Client] = None
@@ -65,9 +70,23 @@ def save(obj: Any, path: PathLike, backend: str = "torch") -> Save:
     return default_client().save(obj, path, backend)
 
 
-def load(path: PathLike, map_location: Any = "cpu", weights_only: Optional[bool] = None) -> Any:
+def load(
+    path: PathLike,
+    map_location: Any = "cpu",
+    weights_only: Optional[bool] = None,
+    *,
+    fallback: Union[PathLike, Iterable[PathLike]] = (),
+    verify: bool = True,
+) -> Any:
     """Client.load of the default client."""
-    return default_client().load(path, map_location, weights_only)
+    return default_client().load(
+        path, map_location, weights_only, fallback=fallback, verify=verify
+    )
+
+
+def latest(folder: PathLike) -> str:
+    """Client.latest of the default client."""
+    return default_client().latest(folder)
 
 
 def remove(path: PathLike, wait: bool = True) -> None:

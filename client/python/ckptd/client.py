@@ -6,12 +6,12 @@ import logging
 import os
 import time
 import warnings
-from typing import Any, Callable, List, Optional, Tuple, TypeVar
+from typing import Any, Callable, Iterable, List, Optional, Tuple, TypeVar, Union
 
 import grpc
 import torch
 
-from . import launch, local, names
+from . import choose, launch, local, names
 from .capture import capture
 from .errors import (
     CheckpointError,
@@ -25,6 +25,7 @@ from .save import Save
 from .session import Session, session_for
 from .transfer import Caller, call, load_once, save_once
 from .v1 import checkpoint_pb2 as pb
+from .verify import check
 
 #: Seconds that a call may take where neither the call nor the client says otherwise.
 DEFAULT_TIMEOUT = 600.0
@@ -110,34 +111,48 @@ class Client:
         )
 
     def load(
-        self, path: PathLike, map_location: Any = "cpu", weights_only: Optional[bool] = None
+        self,
+        path: PathLike,
+        map_location: Any = "cpu",
+        weights_only: Optional[bool] = None,
+        *,
+        fallback: Union[PathLike, Iterable[PathLike]] = (),
+        verify: bool = True,
     ) -> Any:
         """Loads a checkpoint with torch.load, after everything accepted before on `path`.
 
         map_location, weights_only: handed to torch.load as they are; None is its default.
-        Raises FileNotFoundError if there is no file then, CheckpointTimeoutError,
-        CheckpointError, and what torch.load raises.
+        fallback: paths to try, in this order, where the one before is corrupt or missing.
+        verify:   whether to check the file first, which torch.load does not. A file without
+                  checksums, as in torch's old format, is loaded as it is.
+        Raises FileNotFoundError if there is no file then, CorruptCheckpointError,
+        CheckpointTimeoutError, CheckpointError, and what torch.load raises.
         """
-        target = names.local_path(path)
-        caller = self._caller()
 
-        def read(file: Any) -> Any:
+        def read(file: Any, target: str) -> Any:
+            if verify:
+                check(file, target)
             return torch.load(file, map_location=map_location, weights_only=weights_only)
 
-        def read_locally() -> Any:
-            if not os.path.exists(target):
-                raise FileNotFoundError(f"Checkpoint file not found: {path}")
-            return read(target)
+        paths = choose.candidates(path, fallback)
+        return choose.first_that_loads(lambda one: self._load(one, read), paths)
 
-        try:
-            return self._run(
-                lambda session, session_id: load_once(caller, session, session_id, target, read),
-                read_locally,
-            )
-        except CheckpointError as error:
-            if error.reason != "CHECKPOINT_NOT_FOUND":
-                raise
-            raise FileNotFoundError(str(error)) from error
+    def latest(self, folder: PathLike) -> str:
+        """The path of the newest torch checkpoint in `folder` that is whole.
+
+        Waits for what is pending in `folder` where a daemon answers, but starts none. Takes regular
+        files in the folder itself, by time of modification; logs each corrupt one that it passes
+        over. Raises FileNotFoundError if there is none, CheckpointTimeoutError.
+        """
+        target = names.local_path(folder)
+        if os.path.isdir(target):
+            real = os.path.realpath(target)
+            try:
+                session = session_for(self.address)
+                self._flush(session, self.timeout, "jobs/-", "" if real == "/" else real)
+            except DaemonUnavailableError:
+                _log.debug("%s: no daemon answers", self.address, exc_info=True)
+        return choose.newest(target)
 
     def remove(self, path: PathLike, wait: bool = True) -> None:
         """Removes a file or folder, after the saves that this job had accepted are durable.
@@ -170,7 +185,7 @@ class Client:
         session = session_for(self.address)
         failed_removals: List[CheckpointError] = []
         try:
-            failed_removals = self._flush(session, limit)
+            failed_removals = self._flush(session, limit, f"jobs/{self.job}")
         except DaemonUnavailableError:
             # Where there is no daemon, nothing is pending but what died with it.
             for save in session.ledger.pending(self._owner):
@@ -223,6 +238,28 @@ class Client:
         """Lets go of the session; accepted saves go on. The client may be used again."""
         session_for(self.address).release(self)
 
+    def _load(self, path: PathLike, read: Callable[[Any, str], _T]) -> _T:
+        """Gives the file at `path`, when its turn has come, to `read`, with its name."""
+        target = names.local_path(path)
+        caller = self._caller()
+
+        def read_locally() -> _T:
+            if not os.path.exists(target):
+                raise FileNotFoundError(f"Checkpoint file not found: {os.fspath(path)}")
+            return read(target, target)
+
+        try:
+            return self._run(
+                lambda session, session_id: load_once(
+                    caller, session, session_id, target, lambda file: read(file, target)
+                ),
+                read_locally,
+            )
+        except CheckpointError as error:
+            if error.reason != "CHECKPOINT_NOT_FOUND":
+                raise
+            raise FileNotFoundError(str(error)) from error
+
     def _caller(self) -> Caller:
         return Caller(self.address, self.job, self.timeout, self._transport, self._owner)
 
@@ -266,10 +303,15 @@ class Client:
                 stacklevel=4,
             )
 
-    def _flush(self, session: Session, limit: float) -> List[CheckpointError]:
-        """Waits for this job, brings the ledger up to date, returns the failed removals."""
+    def _flush(
+        self, session: Session, limit: float, parent: str, path: str = ""
+    ) -> List[CheckpointError]:
+        """Waits for `parent`, at or below `path` if given; brings the ledger up to date.
+
+        Returns the failed removals.
+        """
         deadline = time.monotonic() + limit
-        request = pb.FlushRequest(parent=f"jobs/{self.job}")
+        request = pb.FlushRequest(parent=parent, path=path)
         for left in reversed(range(_ATTEMPTS)):
             session.connect()
             with session.operation() as session_id:
@@ -279,7 +321,8 @@ class Client:
                         "Flush",
                         request,
                         timeout=max(0.001, deadline - time.monotonic()),
-                        waited_for=f"saves or removals of jobs/{self.job} go on",
+                        waited_for=f"saves or removals of {parent} go on",
+                        path=path or None,
                     )
                     for save in session.ledger.pending(self._owner):
                         session.ledger.ask(save, session.get_save)

@@ -41,6 +41,27 @@ class SaveError(CheckpointError):
     """A checkpoint could not be saved; whatever was at its path before still is."""
 
 
+class CorruptCheckpointError(CheckpointError):
+    """A checkpoint file is damaged: not what was written. `reason` is "CORRUPT_CHECKPOINT".
+
+    path:   of the file.
+    record: name of the damaged record as the zip has it, or None where it is the file's structure.
+    offset: byte in the file where that record, or the broken structure, begins.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Optional[str] = None,
+        record: Optional[str] = None,
+        offset: int = 0,
+    ) -> None:
+        super().__init__(message, reason="CORRUPT_CHECKPOINT", path=path)
+        self.record = record
+        self.offset = offset
+
+
 class CheckpointTimeoutError(CheckpointError, TimeoutError):
     """A wait reached its deadline. What was accepted before goes on in the daemon."""
 

@@ -47,19 +47,26 @@ class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
     wait:    "accepted": save_checkpoint returns when the snapshot is the daemon's; "durable": when
              the checkpoint is on stable storage.
     client:  a ckptd.Client; one with the defaults if None.
+    verify:  whether load_checkpoint checks a file before it is loaded.
 
     A save that fails after it was accepted is raised once: by the next save_checkpoint (when its
     own save is accepted), or by teardown. Picklable, copyable and usable after fork.
     """
 
     def __init__(
-        self, *, backend: str = "torch", wait: str = "accepted", client: Optional[Client] = None
+        self,
+        *,
+        backend: str = "torch",
+        wait: str = "accepted",
+        client: Optional[Client] = None,
+        verify: bool = True,
     ) -> None:
         super().__init__()
         if wait not in ("accepted", "durable"):
             raise ValueError(f'wait: {wait!r} is not supported; use "accepted" or "durable".')
         self.backend = backend
         self.wait = wait
+        self.verify = verify
         self.client = client if client is not None else Client()
         self._reserved_bytes = 0
 
@@ -93,10 +100,10 @@ class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
         """Loads the checkpoint at `path`, after the saves to it that were accepted before.
 
         map_location: as torch.load takes it; the CPU if None. weights_only: handed to torch.load.
-        Raises FileNotFoundError if there is none.
+        Raises FileNotFoundError if there is none, CorruptCheckpointError.
         """
         location = "cpu" if map_location is None else map_location
-        return self.client.load(path, map_location=location, weights_only=weights_only)
+        return self.client.load(path, location, weights_only, verify=self.verify)
 
     def remove_checkpoint(self, path: PathLike) -> None:
         """Has the file or folder at `path` removed once the saves before it are durable.
