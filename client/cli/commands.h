@@ -16,6 +16,9 @@ absl::Status RunGet(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunCancel(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunFlush(Daemon& daemon, const Options& options, Output& out);
 
+// Checks files of this machine, without a daemon.
+absl::Status RunVerify(const Options& options, Output& out);
+
 // Leaves SIGINT and SIGTERM to RunWatch. Must be called before any other thread is started, which
 // gRPC does with the first channel.
 void BlockInterrupts();

@@ -25,6 +25,8 @@ absl::Status Run(Daemon& daemon, const Options& options, Output& out) {
       return RunCancel(daemon, options, out);
     case Options::Command::kFlush:
       return RunFlush(daemon, options, out);
+    case Options::Command::kVerify:
+      return RunVerify(options, out);
   }
   return absl::InternalError("unknown command");
 }

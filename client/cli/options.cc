@@ -20,7 +20,8 @@ using Command = Options::Command;
 
 constexpr char kFooter[] =
     "SAVE is a name as `ckptctl list` shows it: JOB/SAVE, or jobs/JOB/saves/SAVE.\n"
-    "Exit codes: 0 done; 1 the operation failed; 2 wrong usage; 3 no daemon.\n\n"
+    "Exit codes: 0 done; 1 the operation failed, or a file is not whole; 2 wrong usage; "
+    "3 no daemon.\n\n"
     "Examples:\n"
     "  ckptctl list --state queued,persisting\n"
     "  ckptctl watch trainer/812-3-9f2c1a\n"
@@ -163,6 +164,12 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_code) {
   AddScope(*add("flush", "Wait until the saves and removals accepted so far have ended",
                 Command::kFlush),
            options, "Only those");
+  add("verify",
+      "Check files that torch.save or ckptd wrote against their checksums; needs no daemon",
+      Command::kVerify)
+      ->add_option("PATH", options.files, "The files")
+      ->required()
+      ->type_name("");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -12,13 +12,14 @@ namespace ckptd::cli {
 
 // The whole command line, with its defaults.
 struct Options {
-  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kFlush };
+  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kFlush, kVerify };
   Command command = Command::kStatus;
 
   // --address, else as DefaultAddress() says.
   std::string address;
 
-  // --output json: what the daemon answered, with the names of the .proto file.
+  // --output json: what the daemon answered, with the names of the .proto file; for verify a list
+  // of files.
   bool json = false;
 
   // --timeout. Without: 10 s where an answer comes at once, no end for watch and flush.
@@ -32,6 +33,9 @@ struct Options {
 
   // list and flush: only this path; all if empty.
   std::string path;
+
+  // verify: the files.
+  std::vector<std::string> files;
 
   // list: only these states; all if empty.
   std::vector<v1::Save::State> states;

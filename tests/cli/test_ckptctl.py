@@ -285,7 +285,7 @@ def test_wrong_usage(ckptctl, arguments):
 
 def test_help_and_version(ckptctl):
     text = ckptctl("--help").stdout
-    for command in ("status", "list", "get", "watch", "cancel", "flush"):
+    for command in ("status", "list", "get", "watch", "cancel", "flush", "verify"):
         assert re.search(rf"^  {command} ", text, re.M)
         help_text = ckptctl(command, "--help")
         assert help_text.returncode == 0

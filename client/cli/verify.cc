@@ -1,0 +1,78 @@
+// ckptctl verify: checks files, each on its own.
+
+#include "client/cpp/core/verify.h"
+
+#include <google/protobuf/struct.pb.h>
+
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "client/cli/commands.h"
+#include "client/cli/text.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+
+namespace ckptd::cli {
+namespace {
+
+absl::StatusOr<VerifiedCheckpoint> VerifyFile(const std::string& path) {
+  CKPTD_ASSIGN_OR_RETURN(const CheckpointFile file, CheckpointFile::Open(path));
+  return VerifyCheckpoint(file);
+}
+
+// One line for people.
+std::string Line(const std::string& path, const absl::StatusOr<VerifiedCheckpoint>& result) {
+  if (result.ok()) {
+    return absl::StrCat(Printable(path), "  ok  ", result->record_count, " records  ",
+                        result->size_bytes, " bytes\n");
+  }
+  const std::string message(result.status().message());
+  return absl::StrCat(Printable(absl::StrContains(message, path) ? message : path + ": " + message),
+                      "\n");
+}
+
+// Numbers as text, as JSON has them for the 64-bit fields of the daemon's answers.
+google::protobuf::Struct ToJson(const std::string& path,
+                                const absl::StatusOr<VerifiedCheckpoint>& result) {
+  google::protobuf::Struct file;
+  auto& fields = *file.mutable_fields();
+  fields["path"].set_string_value(path);
+  fields["ok"].set_bool_value(result.ok());
+  if (result.ok()) {
+    fields["records"].set_string_value(absl::StrCat(result->record_count));
+    fields["bytes"].set_string_value(absl::StrCat(result->size_bytes));
+    return file;
+  }
+  const std::string reason = ReasonOf(result.status());
+  fields["reason"].set_string_value(
+      reason.empty() ? absl::StatusCodeToString(result.status().code()) : reason);
+  fields["message"].set_string_value(std::string(result.status().message()));
+  for (const auto& [key, value] : MetadataOf(result.status())) {
+    fields[key].set_string_value(value);
+  }
+  return file;
+}
+
+}  // namespace
+
+absl::Status RunVerify(const Options& options, Output& out) {
+  google::protobuf::Struct json;
+  auto* files = (*json.mutable_fields())["files"].mutable_list_value();
+  size_t damaged = 0;
+  for (const std::string& path : options.files) {
+    const absl::StatusOr<VerifiedCheckpoint> result = VerifyFile(path);
+    if (!result.ok()) ++damaged;
+    if (options.json) {
+      *files->add_values()->mutable_struct_value() = ToJson(path, result);
+    } else {
+      out.Write(Line(path, result));
+    }
+  }
+  if (options.json) out.WriteJson(json);
+  if (damaged == 0) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat(damaged, " of ", options.files.size(), " files could not be verified"));
+}
+
+}  // namespace ckptd::cli
