@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -210,6 +211,8 @@ struct Lie {
   uint64_t value;
   size_t bytes;
 };
+
+void PrintTo(const Lie& lie, std::ostream* out) { *out << lie.name; }
 
 class VerifyLies : public testing::TestWithParam<Lie> {};
 

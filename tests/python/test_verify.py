@@ -133,6 +133,10 @@ LIES = {
     "record without end": ({"zip64": True, "size": 1 << 63, "stored": 1 << 63}, {}),
     "record at no offset": ({"zip64": True, "offset": (1 << 64) - 1}, {}),
     "record into the directory": ({"size": 300, "stored": 300}, {}),
+    "no room for a header": (
+        {"data": b"PK\3\4".rjust(16), "offset": 122, "size": 0, "stored": 0, "crc": 0},
+        {},
+    ),
     "zip64 field too short": ({"zip64": True, "zip64_bytes": 20}, {}),
     "no zip64 field": ({"size": MAX32, "stored": MAX32}, {}),
     "entry of another record": ({"offset": 0}, {}),
