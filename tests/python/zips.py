@@ -1,12 +1,39 @@
-"""Torch files made byte by byte, with whatever lie a test asks for."""
+"""Torch files, damaged; or made byte by byte, with whatever lie a test asks for."""
 
 from __future__ import annotations
 
+import io
 import struct
+import zipfile
 import zlib
 from typing import Dict, List, Tuple
 
+import torch
+
 MAX32 = 0xFFFFFFFF
+STATE = {"w": torch.arange(3.0), "text": "é", "none": torch.zeros(0), "n": [1, 2]}
+
+
+def saved(state=None) -> bytes:
+    """What torch.save writes."""
+    file = io.BytesIO()
+    torch.save(STATE if state is None else state, file)
+    return file.getvalue()
+
+
+def damage(path, record_name: str = "data/0") -> int:
+    """Flips a byte of a record in a file; returns where the record begins."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(i for i in archive.filelist if i.filename.endswith(record_name))
+    with open(path, "r+b") as file:
+        file.seek(info.header_offset + 26)
+        name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
+        at = info.header_offset + 30 + name_bytes + extra_bytes
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    return info.header_offset
 
 
 def record(name: str, data: bytes, **lies) -> Dict:
