@@ -34,7 +34,7 @@ absl::StatusOr<c10::IValue> SidecarCheckpointIO::Load(const std::string& path) {
   CKPTD_ASSIGN_OR_RETURN(CheckpointFile file, connection_->Load(path));
   if (options_.verify) {
     // What has no checksums is loaded as it is.
-    const absl::Status status = VerifyCheckpoint(file).status();
+    absl::Status status = VerifyCheckpoint(file).status();
     if (!status.ok() && ReasonOf(status) != "NOT_VERIFIABLE") return status;
   }
   return RestoreObject(file);
