@@ -5,6 +5,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
+#include "proto/status/utf8.h"
 
 namespace ckptd {
 namespace {
@@ -14,10 +15,9 @@ constexpr size_t kMaxMessageBytes = 1024;
 constexpr absl::string_view kPayloadUrl = "type.googleapis.com/google.rpc.ErrorInfo";
 
 std::string Cut(absl::string_view message) {
-  if (message.size() <= kMaxMessageBytes) return std::string(message);
-  size_t end = kMaxMessageBytes;
-  while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;
-  return absl::StrCat(message.substr(0, end), "...");
+  std::string text = ToUtf8(message, kMaxMessageBytes);
+  if (message.size() > kMaxMessageBytes) text += "...";
+  return text;
 }
 
 std::optional<google::rpc::ErrorInfo> InfoOf(const absl::Status& status) {
@@ -35,7 +35,7 @@ absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::st
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(reason));
   info.set_domain(std::string(kErrorDomain));
-  for (const auto& [key, value] : metadata) (*info.mutable_metadata())[key] = value;
+  for (const auto& [key, value] : metadata) (*info.mutable_metadata())[key] = ToUtf8(value);
   absl::Status status(code, message);
   status.SetPayload(kPayloadUrl, absl::Cord(info.SerializeAsString()));
   return status;

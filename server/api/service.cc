@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "proto/status/error_info.h"
+#include "proto/status/utf8.h"
 
 namespace ckptd {
 namespace {
@@ -36,7 +37,7 @@ CheckpointServiceImpl::CheckpointServiceImpl(SaveQueue* queue, const Pool* pool,
 
 grpc::ServerWriteReactor<v1::SessionEvent>* CheckpointServiceImpl::OpenSession(
     grpc::CallbackServerContext* context, const v1::OpenSessionRequest* request) {
-  return NewSessionStream(&streams_, queue_, request->client().substr(0, 256), identity_.version);
+  return NewSessionStream(&streams_, queue_, ToUtf8(request->client(), 256), identity_.version);
 }
 
 grpc::ServerWriteReactor<v1::Save>* CheckpointServiceImpl::WatchSaves(

@@ -71,6 +71,21 @@ TEST_F(ApiTest, ASaveALoadAndARemoval) {
   EXPECT_THAT(disk_.List(), IsEmpty());
 }
 
+// Cut in the middle of a character it would make each answer about its saves unreadable.
+TEST_F(ApiTest, ALongNameOfAClientIsCutBetweenCharacters) {
+  v1::OpenSessionRequest open;
+  open.set_client(std::string(255, 'x') + "\xC3\xA9");
+  grpc::ClientContext context;
+  auto reader = stub_->OpenSession(&context, open);
+  v1::SessionEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  session_ = event.session_id();
+  ASSERT_OK_AND_ASSIGN(const auto begun,
+                       Call(stub_.get(), &Stub::BeginSave, Request("s", disk_ / "f")));
+  EXPECT_EQ(begun.save().client(), std::string(255, 'x'));
+  context.TryCancel();
+}
+
 TEST_F(ApiTest, TellsHowItIs) {
   ClientSession session(stub_.get());
   ASSERT_NO_FATAL_FAILURE(StageByStream(session.id(), "s", "f", "0123456789"));
