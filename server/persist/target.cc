@@ -7,6 +7,8 @@
 #include <climits>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
@@ -45,6 +47,48 @@ int MakeDirectories(FileSystem* fs, const std::string& dir, mode_t mode) {
   return 0;
 }
 
+// The device of a canonical folder, or of the longest part of it that exists. Returns 0 or -errno.
+int FindDevice(FileSystem* fs, std::string dir, uint64_t* device) {
+  struct stat info = {};
+  int error = fs->LinkStat(dir, &info);
+  while (error == -ENOENT && dir != "/") {
+    dir = ParentDir(dir);
+    error = fs->LinkStat(dir, &info);
+  }
+  *device = info.st_dev;
+  return error;
+}
+
+// Resolves a folder of which a part does not exist. What is missing is taken as it stands, but has no
+// ".." in it either: one place has one name. Returns 0 or -errno.
+int ResolveInParts(FileSystem* fs, const std::vector<absl::string_view>& parts, std::string* out) {
+  std::string real = "/";
+  std::vector<absl::string_view> missing;
+  for (absl::string_view part : parts) {
+    if (part == "..") {
+      if (missing.empty()) {
+        real = ParentDir(real);
+      } else {
+        missing.pop_back();
+      }
+      continue;
+    }
+    std::string next;
+    const int error =
+        missing.empty() ? fs->RealPath(absl::StrCat(real, "/", part), &next) : -ENOENT;
+    if (error == -ENOENT) {
+      missing.push_back(part);
+    } else if (error < 0) {
+      return error;
+    } else {
+      real = next;
+    }
+  }
+  *out = missing.empty() ? real
+                         : absl::StrCat(real == "/" ? "" : real, "/", absl::StrJoin(missing, "/"));
+  return 0;
+}
+
 }  // namespace
 
 std::string ParentDir(const std::string& path) {
@@ -68,27 +112,22 @@ absl::Status CheckPath(const std::string& path) {
 
 absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path) {
   CKPTD_RETURN_IF_ERROR(CheckPath(path));
-  // The longest part of the folder that exists, resolved, and the rest as it stands.
-  std::string dir = path.substr(0, path.rfind('/'));
-  std::string rest = path.substr(path.rfind('/'));
+  // "//" and "/./" lead nowhere.
+  const std::vector<absl::string_view> parts =
+      absl::StrSplit(absl::string_view(path).substr(0, path.rfind('/')), '/',
+                     [](absl::string_view part) { return !part.empty() && part != "."; });
   Target target;
-  for (;;) {
-    const int error = fs->RealPath(dir.empty() ? "/" : dir, &target.dir);
-    if (error == 0) break;
-    if (error != -ENOENT || dir.empty()) return OsError(Object(path), "resolve it", -error);
-    const size_t slash = dir.rfind('/');
-    rest.insert(0, dir.substr(slash));
-    dir.resize(slash);
-  }
-  struct stat info = {};
-  if (int error = fs->LinkStat(target.dir, &info); error < 0) {
-    return OsError(Object(path), "look at its folder", -error);
-  }
-  target.device = info.st_dev;
+  int error = fs->RealPath(absl::StrCat("/", absl::StrJoin(parts, "/")), &target.dir);
+  if (error == -ENOENT) error = ResolveInParts(fs, parts, &target.dir);
+  if (error < 0) return OsError(Object(path), "resolve it", -error);
+  error = FindDevice(fs, target.dir, &target.device);
+  if (error < 0) return OsError(Object(path), "look at its folder", -error);
   if (target.dir == "/") target.dir.clear();
-  target.path = target.dir + rest;
-  target.dir = target.path.substr(0, target.path.rfind('/'));
+  target.path = target.dir + path.substr(path.rfind('/'));
   if (target.dir.empty()) target.dir = "/";
+  if (target.path.size() >= PATH_MAX) {
+    return InvalidPath(path, "is longer than 4095 bytes when its symlinks are resolved");
+  }
   return target;
 }
 

@@ -29,7 +29,8 @@ std::string ParentDir(const std::string& path);
 // INVALID_ARGUMENT (INVALID_PATH) otherwise.
 absl::Status CheckPath(const std::string& path);
 
-// The target of `path`. Components that do not exist yet are taken as they stand.
+// The target of `path`. Components that do not exist yet are taken as they stand; ".." behind one
+// leads back from it.
 absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path);
 
 // The same for a save: makes the missing folders, with mode 0777 & ~`umask`, and checks that a file

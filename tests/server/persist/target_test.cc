@@ -96,6 +96,36 @@ TEST_F(TargetTest, WhatDoesNotExistIsTakenAsItStands) {
   EXPECT_TRUE(ListDir(dir_ / "real").empty()) << "looking makes nothing";
 }
 
+// Or a load and a save of one place would not wait for each other.
+TEST_F(TargetTest, WhatDoesNotExistHasOneKeyToo) {
+  std::filesystem::create_directories(dir_ / "real");
+  std::filesystem::create_directory_symlink("real", dir_ / "link");
+  WriteFile(dir_ / "file", "x");
+  for (const char* way :
+       {"real/a/b/f", "link/a/b/f", "real//a//b//f", "real/a/./b/f", "a/../link/a/b/f",
+        "a/b/../../real/a/c/../b/f", "real/../a/../real/a/b/f"}) {
+    ASSERT_OK_AND_ASSIGN(const Target target, ResolveTarget(&fs_, dir_ / way));
+    EXPECT_EQ(target.path, dir_ / "real/a/b/f") << way;
+    EXPECT_EQ(target.dir, dir_ / "real/a/b") << way;
+  }
+  for (const char* way : {"file/f", "file//f", "file/./f", "a/../file/f"}) {
+    ASSERT_OK_AND_ASSIGN(const Target target, ResolveTarget(&fs_, dir_ / way));
+    EXPECT_EQ(target.path, dir_ / "file/f") << way;
+  }
+  ASSERT_OK_AND_ASSIGN(const Target top, ResolveTarget(&fs_, "/no-such/../../no-such-file"));
+  EXPECT_EQ(top.path, "/no-such-file");
+}
+
+TEST_F(TargetTest, TheKeyIsNotTooLongEither) {
+  const std::string long_name(200, 'n');
+  std::filesystem::create_directory(dir_ / long_name);
+  std::filesystem::create_directory_symlink(long_name, dir_ / "n");
+  std::string path = dir_ / "n";
+  while (path.size() < PATH_MAX - 150) path += "/y";
+  EXPECT_OK(CheckPath(path));
+  EXPECT_THAT(ResolveTarget(&fs_, path), IsError(StatusCode::kInvalidArgument, "INVALID_PATH"));
+}
+
 TEST_F(TargetTest, ResolvesAtTheRoot) {
   ASSERT_OK_AND_ASSIGN(const Target target, ResolveTarget(&fs_, "/no-such-file"));
   EXPECT_EQ(target.path, "/no-such-file");
