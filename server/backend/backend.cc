@@ -35,6 +35,24 @@ absl::Status ToStatus(ckptd_code code, const ckptd_error& error) {
   return MakeError(status_code, reason, error.message);
 }
 
+// C's strings end at a zero byte: two names would become one.
+absl::Status CheckStrings(const CheckpointSpec& spec) {
+  const auto has_zero = [](const std::string& text) {
+    return text.find('\0') != std::string::npos;
+  };
+  for (size_t i = 0; i < spec.tensors.size(); ++i) {
+    if (!has_zero(spec.tensors[i].name) && !has_zero(spec.tensors[i].dtype)) continue;
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_TENSOR",
+                     absl::StrCat("tensor ", i, ": its name or dtype has a zero byte in it"));
+  }
+  for (const auto& [key, value] : spec.options) {
+    if (!has_zero(key) && !has_zero(value)) continue;
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_TENSOR",
+                     "options: one has a zero byte in it");
+  }
+  return absl::OkStatus();
+}
+
 // A layout must keep every payload inside the file: trainers write there.
 absl::Status CheckLayout(absl::string_view backend, const CheckpointSpec& spec,
                          const ckptd_layout& layout) {
@@ -80,6 +98,7 @@ absl::StatusOr<std::unique_ptr<Backend>> Backend::Create(const ckptd_plugin* plu
 }
 
 absl::StatusOr<std::unique_ptr<Plan>> Backend::MakePlan(const CheckpointSpec& spec) const {
+  CKPTD_RETURN_IF_ERROR(CheckStrings(spec));
   std::vector<ckptd_tensor> tensors;
   tensors.reserve(spec.tensors.size());
   for (const CheckpointSpec::Tensor& t : spec.tensors) {

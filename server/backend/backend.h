@@ -64,7 +64,8 @@ class Backend {
 
   absl::string_view name() const { return plugin_->name; }
 
-  // Errors: what the plugin says, or INTERNAL where its layout lies outside its own file.
+  // Errors: INVALID_TENSOR where a string has a zero byte in it, what the plugin says, or INTERNAL
+  // where its layout lies outside its own file.
   absl::StatusOr<std::unique_ptr<Plan>> MakePlan(const CheckpointSpec& spec) const;
 
   // Writes what is not payload into the `plan.file_bytes()` bytes at `image`, front to back.

@@ -55,6 +55,22 @@ TEST(BackendTest, PassesOnWhatThePluginSays) {
   EXPECT_THAT(torch->MakePlan(Spec("x")), IsError(StatusCode::kInvalidArgument, "INVALID_TENSOR"));
 }
 
+// The plugin would see "1" twice, or an option that nobody gave.
+TEST(BackendTest, RefusesWhatCWouldCutShort) {
+  ASSERT_OK_AND_ASSIGN(auto backend, Backend::Create(TorchPlugin()));
+  const auto refused = IsError(StatusCode::kInvalidArgument, "INVALID_TENSOR");
+  CheckpointSpec spec = Spec();
+  spec.tensors[1].name = std::string("1\0x", 3);
+  EXPECT_THAT(backend->MakePlan(spec), refused);
+  EXPECT_THAT(backend->MakePlan(spec), Says("tensor 1"));
+  spec = Spec();
+  spec.tensors[2].dtype = std::string("uint8\0", 6);
+  EXPECT_THAT(backend->MakePlan(spec), refused);
+  ASSERT_OK_AND_ASSIGN(auto raw, Backend::Create(FakePlugin()));
+  spec = Spec(std::string("x\0y", 3));
+  EXPECT_THAT(raw->MakePlan(spec), refused);
+}
+
 TEST(BackendTest, StopsTheSealWhenAsked) {
   ASSERT_OK_AND_ASSIGN(auto backend, Backend::Create(TorchPlugin()));
   ASSERT_OK_AND_ASSIGN(auto plan, backend->MakePlan(Spec()));
