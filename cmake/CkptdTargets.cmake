@@ -16,6 +16,17 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND CMAKE_CXX_COMPILER_VERSION VERSION
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fclang-abi-compat=17>)
 endif()
 
+# Fuzzing wants every fault to be seen. Coverage is measured in our own code alone: what the fuzzer
+# learns about generated code tells it nothing. Less optimised, for the build is most of a short run.
+if(CKPTD_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    message(FATAL_ERROR "CKPTD_FUZZ needs Clang, for libFuzzer")
+  endif()
+  add_compile_options(-O1 -g1)
+  set(CKPTD_SANITIZE "address")
+  target_compile_options(ckptd_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 # Sanitizers reach generated code too, so that no report comes from half-instrumented objects.
 if(CKPTD_SANITIZE STREQUAL "address")
   add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
