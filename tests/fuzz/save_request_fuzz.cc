@@ -22,6 +22,7 @@ namespace ckptd {
 namespace {
 
 constexpr int64_t kMaxTensors = 1000;
+constexpr uint64_t kMaxBytes = uint64_t{1} << 50;
 constexpr uint64_t kSealedBytes = uint64_t{1} << 20;
 constexpr uint64_t kRecordsBesideTensors = 6;
 // More than what stands around one payload: its header, padding, descriptor and directory entry.
@@ -122,6 +123,9 @@ void Check(const v1::BeginSaveRequest& request) {
   }
   const CheckpointSpec spec = ToSpec(request);
   FUZZ_CHECK(spec.tensors.size() <= static_cast<size_t>(kMaxTensors), "too many tensors");
+  uint64_t total = spec.object_bytes;
+  for (const CheckpointSpec::Tensor& tensor : spec.tensors) total += tensor.size_bytes;
+  FUZZ_CHECK(total <= kMaxBytes, absl::StrCat(total, " bytes in all"));
   const auto plan = (*backend)->MakePlan(spec);
   if (!plan.ok()) return CheckError(plan.status());
   for (size_t i = 0; i < spec.tensors.size(); ++i) {

@@ -134,6 +134,7 @@ def save_request():
     yield "large", request([(1 << 32) - 1, 1 << 32, 7, 1 << 49])
     yield "at-4-gib", request([(1 << 32) - 80, 7, 0])
     yield "too-large", request([1 << 50, 1 << 50])
+    yield "too-large-object", request([], object_bytes=(1 << 63) - 1)
     yield "negative", request([-1])
     yield "no-object", request([1], object_bytes=0)
     yield "option", request([1], options={"key": "value"})
