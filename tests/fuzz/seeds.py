@@ -215,6 +215,8 @@ def pickles():
     yield "ordered", pickle.dumps(collections.OrderedDict(a=1, b=[]), protocol=2)
     yield "object", pickle.dumps(Namespace(), protocol=2)
     yield "marks", b"\x80\x02" + b"(" * 20 + b"t" * 20 + b"."
+    # Longer than it need be: it is written in fewer bytes, where the sign must be kept.
+    yield "long", b"\x80\x02\x8a\x08" + struct.pack("<q", -(1 << 33)) + b"."
     yield "set", b"\x80\x02\x8fq\0K\1\x85q\1h\0\x86."
 
 
