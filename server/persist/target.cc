@@ -59,7 +59,8 @@ int FindDevice(FileSystem* fs, std::string dir, uint64_t* device) {
   return error;
 }
 
-// Resolves a folder of which a part does not exist. What is missing is taken as it stands, but has no
+// Resolves a folder of which a part does not exist. What is missing is taken as it stands, but has
+// no
 // ".." in it either: one place has one name. Returns 0 or -errno.
 int ResolveInParts(FileSystem* fs, const std::vector<absl::string_view>& parts, std::string* out) {
   std::string real = "/";

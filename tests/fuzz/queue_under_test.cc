@@ -30,7 +30,9 @@ bool IsInside(const std::string& path, const std::string& dir) {
 bool MayFollow(v1::Save::State before, v1::Save::State after) {
   switch (before) {
     case v1::Save::STAGING:
-      return after == v1::Save::QUEUED || after == v1::Save::CANCELLED;
+      // STAGING again: it waits for memory. FAILED: it was rejected.
+      return after == v1::Save::STAGING || after == v1::Save::QUEUED ||
+             after == v1::Save::CANCELLED || after == v1::Save::FAILED;
     case v1::Save::QUEUED:
       return after == v1::Save::PERSISTING || after == v1::Save::CANCELLED ||
              after == v1::Save::SUPERSEDED;
@@ -53,13 +55,18 @@ QueueUnderTest::QueueUnderTest() {
   });
   auto lock = PreparePoolDir(posix_.get(), shm_.path());
   FUZZ_CHECK(lock.ok(), lock.status().ToString());
+  auto journal = Journal::Open(posix_.get(), state_ / "journal.db");
+  FUZZ_CHECK(journal.ok(), journal.status().ToString());
+  journal_ = *std::move(journal);
   Pool::Options pool_options;
   pool_options.dir = shm_.path();
   pool_options.budget_bytes = kBudgetBytes;
   pool_ = std::make_unique<Pool>(&fs_, pool_options, *std::move(lock));
   SaveQueue::Options options;
   options.history = 4;
-  queue_ = std::make_unique<SaveQueue>(&fs_, &clock_, pool_.get(), &backends_, options);
+  options.retry_timeout = absl::ZeroDuration();
+  queue_ =
+      std::make_unique<SaveQueue>(&fs_, &clock_, journal_.get(), pool_.get(), &backends_, options);
   auto id = queue_->Subscribe(
       "", [this](const v1::Save& save, bool progress_only) { Follow(save, progress_only); });
   FUZZ_CHECK(id.ok(), id.status().ToString());
@@ -145,7 +152,9 @@ void QueueUnderTest::Finish() {
     return usage.used_bytes == usage.free_bytes;
   };
   FUZZ_CHECK(Eventually(all_free), "an image did not come back");
-  for (const std::string& name : shm_.List()) FUZZ_CHECK(name == ".free", name);
+  for (const std::string& name : shm_.List()) {
+    FUZZ_CHECK(name == ".free" || name == ".notes", name);
+  }
   queue_->Unsubscribe(subscription_);
   queue_.reset();
   pool_.reset();

@@ -45,6 +45,7 @@ class QueueUnderTest {
   ScopedUmask umask_{0};
   TempDir disk_{TempDir::Place::kMemory};
   TempDir shm_{TempDir::Place::kMemory};
+  TempDir state_{TempDir::Place::kMemory};
   const std::unique_ptr<FileSystem> posix_ = NewPosixFileSystem();
   FaultyFileSystem fs_{posix_.get()};
   FakeClock clock_;
@@ -53,6 +54,7 @@ class QueueUnderTest {
   std::map<std::string, v1::Save::State> states_ ABSL_GUARDED_BY(mu_);
   // Lengths of the files that may be found on the disk.
   std::set<int64_t> lengths_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<Journal> journal_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<SaveQueue> queue_;
   uint64_t subscription_ = 0;

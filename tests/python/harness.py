@@ -42,6 +42,7 @@ class Daemon:
         self.address = f"unix:{self.socket}"
         self.log = folder / "daemon.log"
         self.pool = Path(tempfile.mkdtemp(prefix="ckptd-test-", dir="/dev/shm")) / "pool"
+        self.state = folder / "state"
         self.flags = flags
         self.socket.parent.mkdir(mode=0o700, exist_ok=True)
         self.start()
@@ -51,7 +52,8 @@ class Daemon:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [BUILD / "bin" / "ckptd", "--socket", self.socket, "--pool-dir", self.pool]
-                + list(self.flags),
+                # An error of the storage is soon the end of a save, unless a test wants otherwise.
+                + ["--state-dir", self.state, "--retry-timeout", "100ms", *self.flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -37,9 +37,9 @@ struct ConnectionOptions {
 
   Transport transport = Transport::kAuto;
 
-  // How long to wait for a daemon that has gone away to come back. One that is not there to begin
-  // with is an error at once.
-  absl::Duration reconnect_timeout = absl::Seconds(10);
+  // How long to wait for a daemon that has gone away, or is ending, to come back, within the
+  // deadline of the call. One that is not there to begin with is an error at once.
+  absl::Duration reconnect_timeout = absl::Minutes(10);
 
   // Deadline of each call that is not given its own. Saves wait that long for staging memory and
   // loads for what is pending on their path.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "proto/status/status_macros.h"
@@ -12,6 +13,7 @@ namespace {
 
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr int kMaxRetries = 2;
+constexpr absl::Duration kDrainPoll = absl::Milliseconds(100);
 
 std::shared_ptr<Link::Stub> NewStub(const std::string& address) {
   grpc::ChannelArguments arguments;
@@ -45,9 +47,17 @@ absl::Status Link::WithSession(absl::Time deadline,
     return absl::FailedPreconditionError(
         "this connection belongs to the process before fork(): open one in the child");
   }
+  const absl::Time return_deadline = absl::Now() + options_.reconnect_timeout;
   for (int attempt = 0;; ++attempt) {
     CKPTD_ASSIGN_OR_RETURN(std::shared_ptr<Session> session, GetSession(deadline, attempt > 0));
     absl::Status status = call(*session);
+    if (ReasonOf(status) == "DRAINING" && absl::Now() < std::min(deadline, return_deadline)) {
+      // It still answers, but takes nothing new: its successor will.
+      session->End();
+      absl::SleepFor(kDrainPoll);
+      attempt = 0;
+      continue;
+    }
     if (absl::IsDeadlineExceeded(status) && ReasonOf(status).empty()) {
       return absl::DeadlineExceededError("the daemon had not answered when the timeout ran out");
     }

@@ -22,14 +22,19 @@ from .errors import (
 )
 from .names import PathLike
 from .save import Save
-from .session import Session, session_for
-from .transfer import Caller, call, load_once, save_once
+from .session import RETRY_SECONDS, RETURN_TIMEOUT, Session, session_for
+from .transfer import Attempt, Caller, call, load_once
 from .v1 import checkpoint_pb2 as pb
 from .verify import check
 
 #: Seconds that a call may take where neither the call nor the client says otherwise.
 DEFAULT_TIMEOUT = 600.0
 _ATTEMPTS = 3
+_ON_FULL = {
+    "block": pb.BeginSaveRequest.BLOCK,
+    "reject": pb.BeginSaveRequest.REJECT,
+    "supersede": pb.BeginSaveRequest.SUPERSEDE,
+}
 
 _T = TypeVar("_T")
 _log = logging.getLogger("ckptd")
@@ -41,7 +46,9 @@ class Client:
     address:        "unix:PATH" or "HOST:PORT"; default $CKPTD_ADDRESS, else this user's socket.
     job:            names the saves; default $CKPTD_JOB, else the launcher's id, else one for each
                     process. A removal waits for the earlier saves of its job.
-    on_full:        what a save does at the staging budget: "block".
+    on_full:        what a save does at the staging budget: "block" until there is memory, or the
+                    timeout; "reject": raise SaveError at once; "supersede": let an older save to
+                    the same path give way that is accepted and not begun, then block.
     on_unavailable: where no daemon answers: "start" one for this user (it ends itself when idle
                     for 10 min), "fallback" to plain torch.save with one warning, or "raise".
     timeout:        seconds that each call may take; DEFAULT_TIMEOUT if None.
@@ -59,7 +66,7 @@ class Client:
         timeout: Optional[float] = None,
         transport: str = "auto",
     ) -> None:
-        _check_choice("on_full", on_full, ("block",))
+        _check_choice("on_full", on_full, tuple(_ON_FULL))
         _check_choice("on_unavailable", on_unavailable, ("start", "fallback", "raise"))
         _check_choice("transport", transport, ("auto", "shm", "grpc"))
         if timeout is not None and not timeout > 0:
@@ -68,6 +75,7 @@ class Client:
         self.address = address or names.default_address()
         self.timeout = DEFAULT_TIMEOUT if timeout is None else float(timeout)
         self._job = job or ""
+        self._on_full = on_full
         self._on_unavailable = on_unavailable
         self._transport = transport
         self._owner = object()
@@ -97,6 +105,7 @@ class Client:
         target = names.local_path(path)
         captured = capture(obj, target)
         caller = self._caller()
+        attempt = Attempt(caller, captured, target, backend, _ON_FULL[self._on_full])
 
         def save_locally() -> Save:
             local.save(obj, target)
@@ -104,9 +113,7 @@ class Client:
             return Save(self.address, self.timeout, self._owner, done, "")
 
         return self._run(
-            lambda session, session_id: save_once(
-                caller, session, session_id, captured, target, backend
-            ),
+            attempt.run,
             save_locally,
         )
 
@@ -177,8 +184,8 @@ class Client:
     def flush(self, timeout: Optional[float] = None) -> None:
         """Waits until the saves and removals of this job that were accepted so far have ended.
 
-        timeout: seconds; the client's if None. Starts no daemon. Raises SaveError for saves of
-        this client that failed and were not reported before, CheckpointError for removals that
+        timeout: seconds; the client's if None. Starts no daemon where nothing is pending. Raises
+        SaveError for saves of this client that failed and were not reported before, CheckpointError for removals that
         failed, CheckpointTimeoutError.
         """
         limit = self.timeout if timeout is None else timeout
@@ -187,7 +194,6 @@ class Client:
         try:
             failed_removals = self._flush(session, limit, f"jobs/{self.job}")
         except DaemonUnavailableError:
-            # Where there is no daemon, nothing is pending but what died with it.
             for save in session.ledger.pending(self._owner):
                 session.ledger.settle(save, save.lost())
         failed = [save.error() for save in session.ledger.take_failed(self._owner)]
@@ -265,11 +271,11 @@ class Client:
 
     def _run(self, operation: Callable[[Session, str], _T], without_daemon: Callable[[], _T]) -> _T:
         """Runs `operation` in an open session; again, in a new one, if the daemon restarts."""
-        attempt = 0
+        deadline = time.monotonic() + self.timeout
         while True:
             session = session_for(self.address)
             try:
-                self._connect(session)
+                self._connect(session, deadline)
             except DaemonUnavailableError as error:
                 if self._on_unavailable != "fallback":
                     raise
@@ -280,18 +286,15 @@ class Client:
                     return operation(session, session_id)
                 except SessionLostError:
                     session.lose(session_id)
-                    attempt += 1
-                    if attempt == _ATTEMPTS:
+                    if time.monotonic() >= deadline:
                         raise
+            time.sleep(RETRY_SECONDS)
 
-    def _connect(self, session: Session) -> None:
-        session.acquire(self)
-        try:
-            session.connect()
-        except DaemonUnavailableError:
-            if self._on_unavailable != "start":
-                raise
-            launch.start(session)
+    def _connect(self, session: Session, deadline: float) -> None:
+        session.acquire(self, launch.start if self._on_unavailable == "start" else None)
+        if self._on_unavailable == "fallback":
+            deadline = min(deadline, time.monotonic() + RETURN_TIMEOUT)
+        session.connect_within(deadline, start=self._on_unavailable == "start")
 
     def _warn(self, error: DaemonUnavailableError) -> None:
         if not self._warned:
@@ -313,7 +316,10 @@ class Client:
         deadline = time.monotonic() + limit
         request = pb.FlushRequest(parent=parent, path=path)
         for left in reversed(range(_ATTEMPTS)):
-            session.connect()
+            if session.ledger.pending(self._owner):
+                session.connect_within(deadline)
+            else:
+                session.connect()
             with session.operation() as session_id:
                 try:
                     response = call(

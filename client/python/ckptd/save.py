@@ -91,7 +91,7 @@ class Save:
         deadline = time.monotonic() + limit
         while not self.ended:
             session = session_for(self._address)
-            session.connect()
+            session.connect_within(deadline)
             self._watch(session, limit, deadline)
             if not self.ended:
                 time.sleep(_PAUSE_SECONDS)
@@ -133,7 +133,8 @@ class Save:
         news.state = pb.Save.FAILED
         news.error.code = code_pb2.NOT_FOUND
         news.error.message = (
-            f"{self.path}: the daemon ended before it told that the save is durable"
+            f"{self.path}: the daemon ended before it told that the save is durable. If it accepted "
+            f"it, it goes on when it is started again: see `ckptctl get {self.name}`"
         )
         return news
 

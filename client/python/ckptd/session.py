@@ -10,9 +10,10 @@ import ctypes
 import os
 import socket
 import threading
+import time
 import weakref
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import grpc
 
@@ -25,6 +26,11 @@ from .v1 import checkpoint_pb2 as pb
 
 #: Seconds that the daemon may take to answer a call that does not wait for anything.
 ANSWER_TIMEOUT = 30.0
+#: Seconds that a daemon which went away gets to come back by itself, before another is started or
+#: the client does without.
+RETURN_TIMEOUT = 5.0
+#: Between two attempts to reach a daemon.
+RETRY_SECONDS = 0.05
 
 
 class Session:
@@ -42,6 +48,8 @@ class Session:
         self._stub: Optional[rpc.Stub] = None
         self._stream: Any = None  # holds the session open
         self._id = ""
+        self._was_open = False  # and nobody has closed it on purpose
+        self._start: Optional[Callable[[Session], None]] = None
 
     @property
     def id(self) -> str:
@@ -64,6 +72,27 @@ class Session:
                     reason=error.code().name,
                 ) from error
             self.ledger.ask_orphans(self.id, self.get_save)
+
+    def connect_within(self, deadline: float, start: bool = True) -> None:
+        """Opens the session unless it is open; waits for a daemon that went away, or is about to.
+
+        deadline: as time.monotonic() tells it. One that never was there is not waited for.
+        start:    whether to start a daemon, where a user of the session allows that: soon after
+                  the deadline of its return.
+        Raises DaemonUnavailableError.
+        """
+        start_at = time.monotonic() + (RETURN_TIMEOUT if self._was_open else 0.0)
+        while True:
+            try:
+                return self.connect()
+            except DaemonUnavailableError as error:
+                now = time.monotonic()
+                draining = error.reason == "DRAINING"
+                if start and self._start is not None and now >= start_at and not draining:
+                    return self._start(self)
+                if now >= deadline or not (self._was_open or draining):
+                    raise
+            time.sleep(RETRY_SECONDS)
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
         """Makes one call, or raises grpc.RpcError. SessionLostError if the session is closed."""
@@ -97,10 +126,14 @@ class Session:
             if self._id == session_id:
                 self._close_channel()
 
-    def acquire(self, user: Any) -> None:
-        """Notes that `user` needs the session open; it holds no reference to it."""
+    def acquire(self, user: Any, start: Optional[Callable[[Session], None]] = None) -> None:
+        """Notes that `user` needs the session open; it holds no reference to it.
+
+        start: what starts a daemon, if the user wants one where there is none.
+        """
         with self._lock:
             self._users.add(user)
+            self._start = start or self._start
 
     def release(self, user: Any) -> None:
         """Closes the session when its last user lets go and nothing is under way."""
@@ -108,6 +141,8 @@ class Session:
             self._users.discard(user)
             if not self._users and self._operations == 0:
                 self._close_channel()
+                self._was_open = False
+                self._start = None
                 self.mappings.close()
 
     def close(self) -> None:
@@ -140,6 +175,7 @@ class Session:
         finally:
             watchdog.cancel()
         self._stream = stream
+        self._was_open = True
 
     def _close_channel(self) -> None:
         if self._stream is not None:

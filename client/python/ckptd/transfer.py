@@ -63,60 +63,81 @@ def call(
         ) from error
 
 
-def save_once(
-    caller: Caller, session: Session, session_id: str, captured: Captured, path: str, backend: str
-) -> Save:
-    """Hands a captured object to the daemon. Raises SaveError; nothing is accepted then."""
-    deadline = time.monotonic() + caller.timeout
-    begun = _begin(caller, session, session_id, captured, path, backend)
-    save = Save(caller.address, caller.timeout, caller.owner, begun.save, session_id)
-    session.ledger.add(save)
-    try:
-        _fill(caller, session, captured, begun, deadline)
-        committed = call(
-            session,
-            "CommitSave",
-            pb.CommitSaveRequest(name=save.name),
-            timeout=ANSWER_TIMEOUT,
-            waited_for="the daemon is slow to accept the save",
+class Attempt:
+    """Hands a captured object to the daemon, again if it went away in between.
+
+    Once CommitSave was sent, the next attempt is made under the same name, so that a commit whose
+    answer got lost counts once.
+    """
+
+    def __init__(
+        self, caller: Caller, captured: Captured, path: str, backend: str, on_full: Any
+    ) -> None:
+        self._caller = caller
+        self._captured = captured
+        self._committing = False
+        self._request = pb.BeginSaveRequest(
             path=path,
-            save=save.name,
+            backend=backend,
+            object_bytes=len(captured.pickle),
+            umask=names.umask(),
+            on_full=on_full,
+        )
+        for key, record in enumerate(captured.records):
+            dtype = str(record.dtype).replace("torch.", "", 1)
+            self._request.tensors.add(name=str(key), dtype=dtype, size_bytes=record.size_bytes)
+
+    def run(self, session: Session, session_id: str) -> Save:
+        """Raises SaveError: nothing is accepted then, but for a SessionLostError: try again."""
+        deadline = time.monotonic() + self._caller.timeout
+        begun = self._begin(session, session_id)
+        caller = self._caller
+        save = Save(caller.address, caller.timeout, caller.owner, begun.save, session_id)
+        session.ledger.add(save)
+        if begun.save.state != pb.Save.STAGING:  # the answer to its commit got lost
+            session.ledger.settle(save, begun.save)
+            return save
+        try:
+            _fill(caller, session, self._captured, begun, deadline)
+            self._committing = True
+            committed = self._call(session, "CommitSave", pb.CommitSaveRequest(name=save.name))
+        except BaseException:
+            session.ledger.discard(save)
+            _abort(session, save)
+            raise
+        session.ledger.settle(save, committed.save)
+        for ended in committed.ended_saves:
+            session.ledger.update(ended)
+        return save
+
+    def _begin(self, session: Session, session_id: str) -> pb.BeginSaveResponse:
+        self._request.session_id = session_id
+        if not self._committing:
+            self._new_name()
+        begun = self._call(session, "BeginSave", self._request)
+        if begun.save.state == pb.Save.CANCELLED:  # with the session before, and not accepted
+            self._new_name()
+            begun = self._call(session, "BeginSave", self._request)
+        self._committing = False
+        return begun
+
+    def _new_name(self) -> None:
+        self._request.name = f"jobs/{self._caller.job}/saves/{names.save_id()}"
+
+    def _call(self, session: Session, method: str, request: Any) -> Any:
+        begins = method == "BeginSave"
+        return call(
+            session,
+            method,
+            request,
+            timeout=self._caller.timeout if begins else ANSWER_TIMEOUT,
+            waited_for="no staging memory came free; see `ckptctl status`"
+            if begins
+            else "the daemon is slow to accept the save",
+            path=self._request.path,
+            save=self._request.name,
             kind=SaveError,
         )
-    except BaseException:
-        session.ledger.discard(save)
-        _abort(session, save)
-        raise
-    session.ledger.settle(save, committed.save)
-    for ended in committed.ended_saves:
-        session.ledger.update(ended)
-    return save
-
-
-def _begin(
-    caller: Caller, session: Session, session_id: str, captured: Captured, path: str, backend: str
-) -> pb.BeginSaveResponse:
-    request = pb.BeginSaveRequest(
-        session_id=session_id,
-        name=f"jobs/{caller.job}/saves/{names.save_id()}",
-        path=path,
-        backend=backend,
-        object_bytes=len(captured.pickle),
-        umask=names.umask(),
-    )
-    for key, record in enumerate(captured.records):
-        dtype = str(record.dtype).replace("torch.", "", 1)
-        request.tensors.add(name=str(key), dtype=dtype, size_bytes=record.size_bytes)
-    return call(
-        session,
-        "BeginSave",
-        request,
-        timeout=caller.timeout,
-        waited_for="no staging memory came free; see `ckptctl status`",
-        path=path,
-        save=request.name,
-        kind=SaveError,
-    )
 
 
 def _fill(
