@@ -68,6 +68,7 @@ google::rpc::Status ToRpc(const absl::Status& status) {
   google::rpc::ErrorInfo info;
   if (std::optional<google::rpc::ErrorInfo> known = InfoOf(status); known.has_value()) {
     info = std::move(*known);
+    for (auto& [key, value] : *info.mutable_metadata()) value = Cut(value);
   } else {
     info.set_reason("INTERNAL");
     info.set_domain(std::string(kErrorDomain));

@@ -4,7 +4,9 @@
 //     system has no unnamed files, one with a dot-name of ours; where it has no direct writing,
 //     through the page cache. Either is said in the log.
 //  2. Allocate its whole length: a full disk is found before a byte is written.
-//  3. Write the image in order, in large aligned pieces, as the seal makes them final.
+//  3. Write the image in order, in large aligned pieces, as the seal makes them final. Then check
+//  that
+//     no part of it was lost meanwhile: what was read there were zeros.
 //  4. Cut the file to the exact length (the last piece is a whole page), set its mode, fdatasync.
 //  5. Check the size.
 //  6. Publish: link the unnamed file to the target's name. Where that name exists, link it to a
@@ -29,6 +31,7 @@
 #include "absl/types/optional.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/os/crash_marker.h"
 #include "server/os/errors.h"
 #include "server/persist/names.h"
 
@@ -43,6 +46,13 @@ uint64_t RoundUp(uint64_t size) { return (size + kAlignment - 1) / kAlignment * 
 absl::Status Cancelled(const std::string& object) {
   return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
                    absl::StrCat(object, ": the save was cancelled"));
+}
+
+absl::Status ImageChanged(const std::string& object) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "IMAGE_CHANGED",
+                   absl::StrCat(object,
+                                ": its client cut the image while it was the daemon's; save again, "
+                                "with a client that leaves an image alone once it is committed"));
 }
 
 // How far the seal is; the writer waits behind it.
@@ -79,7 +89,8 @@ class Watermark {
 class SealThread {
  public:
   explicit SealThread(const PersistSource& source)
-      : thread_([this, &source] {
+      : thread_([this, &source, work = CrashMarker::CurrentWork()] {
+          const CrashMarker::Scope scope(work);
           watermark_.Finish(source.seal([this](uint64_t sealed) {
             watermark_.Advance(sealed);
             return !stop_.load();
@@ -113,6 +124,7 @@ class Attempt {
 
   absl::Status Open();
   absl::Status Allocate(uint64_t size);
+  absl::Status CheckIntact(const PersistSource& source) const;
   absl::Status Write(const PersistSource& source, PersistControl* control);
   absl::Status Finish(uint64_t size, mode_t mode);
   absl::Status Publish();
@@ -196,6 +208,7 @@ absl::Status Attempt::WritePiece(const uint8_t* data, uint64_t offset, uint64_t 
       CKPTD_RETURN_IF_ERROR(LeaveDirect(static_cast<int>(n)));
       continue;
     }
+    if (n == -EFAULT) return ImageChanged(object_);
     if (n <= 0) return Error("write", n == 0 ? -EIO : static_cast<int>(n));
     // After a short write the rest is no longer aligned.
     if (static_cast<uint64_t>(n) < length && direct_ && n % kAlignment != 0) {
@@ -220,6 +233,10 @@ absl::Status Attempt::Write(const PersistSource& source, PersistControl* control
     if (control->on_progress) control->on_progress();
   }
   return absl::OkStatus();
+}
+
+absl::Status Attempt::CheckIntact(const PersistSource& source) const {
+  return source.intact && !source.intact() ? ImageChanged(object_) : absl::OkStatus();
 }
 
 absl::Status Attempt::Finish(uint64_t size, mode_t mode) {
@@ -276,9 +293,11 @@ absl::Status Attempt::SyncDir() {
 absl::Status Persister::Persist(const PersistSource& source, const Target& target, mode_t umask,
                                 PersistControl* control) const {
   Attempt attempt(fs_, target, temp_prefix_, failpoints_);
+  CKPTD_RETURN_IF_ERROR(attempt.CheckIntact(source));
   CKPTD_RETURN_IF_ERROR(attempt.Open());
   CKPTD_RETURN_IF_ERROR(attempt.Allocate(source.size));
   CKPTD_RETURN_IF_ERROR(attempt.Write(source, control));
+  CKPTD_RETURN_IF_ERROR(attempt.CheckIntact(source));
   CKPTD_RETURN_IF_ERROR(attempt.Finish(source.size, 0666 & ~umask));
   if (control->cancelled) return Cancelled(attempt.object());
   CKPTD_RETURN_IF_ERROR(attempt.Publish());

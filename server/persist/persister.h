@@ -24,6 +24,9 @@ struct PersistSource {
   // Makes the bytes final, from front to back, and tells how far it is; the callback returns false
   // when there is no use in going on.
   std::function<absl::Status(const std::function<bool(uint64_t)>&)> seal;
+  // Whether no byte of `data` was lost so far, as when another process cuts the file behind it. May
+  // be empty: then none can be.
+  std::function<bool()> intact;
 };
 
 struct PersistControl {
@@ -46,6 +49,7 @@ class Persister {
   // Returns OK once the file is at `target.path`, whole, with mode 0666 & ~`umask`, and would
   // survive a power cut. On error the target is as it was, and nothing is left beside it; only an
   // error of the last step, the sync of the folder, comes after the file is visible.
+  // FAILED_PRECONDITION (IMAGE_CHANGED) where a part of `source.data` was lost.
   absl::Status Persist(const PersistSource& source, const Target& target, mode_t umask,
                        PersistControl* control) const;
 

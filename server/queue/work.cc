@@ -147,6 +147,7 @@ absl::StatusOr<PersistSource> SaveQueue::SourceOf(const SaveRecord& record) cons
   source.seal = [backend, &record](const Backend::Sealed& sealed) {
     return backend->Seal(*record.plan, record.image->data(), sealed);
   };
+  source.intact = [&record] { return record.image->IsUncut(); };
   return source;
 }
 

@@ -81,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Image>> Image::Adopt(FileSystem* fs, const std::s
     return PoolError(dir, "map an image", -error);
   }
   image->capacity_ = RoundUp(size);
+  image->guard_.Cover(image->data_, image->capacity_);
   return image;
 }
 
@@ -153,6 +154,7 @@ absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
 }
 
 void Image::Unmap() {
+  guard_.Uncover();
   if (data_ != nullptr) fs_->Unmap(data_, capacity_);
   data_ = nullptr;
 }
@@ -167,16 +169,33 @@ absl::Status Image::Resize(uint64_t size) {
     size_ = size;
   }
   if (new_capacity == old_capacity) return absl::OkStatus();
+  guard_.Uncover();
   const int mapped = data_ == nullptr ? fs_->Map(fd_.get(), new_capacity, &data_)
                                       : fs_->Remap(data_, old_capacity, new_capacity, &data_);
   if (mapped < 0) return PoolError(dir_, "map an image", -mapped);
   capacity_ = new_capacity;
+  guard_.Cover(data_, capacity_);
   if (new_capacity < old_capacity) return absl::OkStatus();
   const uint64_t added = new_capacity - old_capacity;
   if (int error = fs_->Populate(data_ + old_capacity, added); error < 0) {
     return PoolError(dir_, absl::StrCat("fault in ", added, " bytes of an image"), -error);
   }
   return absl::OkStatus();
+}
+
+bool Image::IsUncut() const {
+  if (guard_.torn()) return false;
+  struct stat info = {};
+  // Where nobody tells, the faults alone do.
+  return fs_->Stat(fd_.get(), &info) < 0 || static_cast<uint64_t>(info.st_size) >= size_;
+}
+
+bool Image::IsWhole() const {
+  constexpr uint64_t kBlock = 512;  // of st_blocks, whatever the file system's own are
+  struct stat info = {};
+  return !guard_.torn() && fs_->Stat(fd_.get(), &info) == 0 &&
+         static_cast<uint64_t>(info.st_size) == size_ &&
+         static_cast<uint64_t>(info.st_blocks) * kBlock >= capacity_;
 }
 
 absl::Status Image::MoveTo(const std::string& path) {
@@ -190,6 +209,12 @@ absl::Status Image::Lease() { return MoveTo(absl::StrCat(dir_, "/", base_name_))
 
 absl::Status Image::Park() {
   RemoveNote();
+  if (!IsWhole()) {
+    return MakeError(absl::StatusCode::kFailedPrecondition, "IMAGE_CHANGED",
+                     absl::StrCat("pool ", dir_, ": cannot use image ", base_name_,
+                                  " again: a client changed its length or gave pages of it away"),
+                     {{"dir", dir_}});
+  }
   const std::string free_dir = FreeDir(dir_);
   if (int error = fs_->MakeDirectory(free_dir, 0700); error < 0 && error != -EEXIST) {
     return PoolError(dir_, "make a folder", -error);

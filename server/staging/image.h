@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/os/file_system.h"
+#include "server/os/memory_guard.h"
 
 namespace ckptd {
 
@@ -41,6 +42,7 @@ class Image {
   // Cuts or grows the image to `size`; faults in only what is new. After an error it must go.
   absl::Status Resize(uint64_t size);
   absl::Status Lease();
+  // FAILED_PRECONDITION (IMAGE_CHANGED) where it is not whole any more.
   absl::Status Park();
 
   // Puts down beside the image what it is for, so that a later daemon can finish it. The note goes
@@ -48,6 +50,12 @@ class Image {
   absl::Status WriteNote(const std::string& note);
   // Leaves image and note in the folder for a later daemon when this object goes.
   void Leave() { leave_ = true; }
+
+  // What a client may do to the file while it has it open. Uncut: no byte of the image was lost, as
+  // far as its length and the faults of its readers tell. Whole: it also has just its length and
+  // all its pages, so that it may be used again.
+  bool IsUncut() const;
+  bool IsWhole() const;
 
   // Never used again in this pool, and not an inode number.
   uint64_t id() const { return id_; }
@@ -82,6 +90,8 @@ class Image {
   uint8_t* data_ = nullptr;
   bool has_note_ = false;
   bool leave_ = false;
+  // Covers the mapping: a client that cuts the file must not end the daemon.
+  GuardedRange guard_;
 };
 
 // The folder, inside the pool's, of images that wait for their next save.

@@ -63,6 +63,8 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(uint64_t size, absl::Time d
     CKPTD_ASSIGN_OR_RETURN(image, WaitForRoom(capacity, deadline, cancel, &doomed));
     leased_.insert(capacity);
   }
+  // A client that had it before may have kept its descriptor, and have cut it since.
+  if (image != nullptr && !image->IsWhole()) image.reset();
   absl::Status status;
   if (image == nullptr) {
     auto created = Image::Create(fs_, options_.dir, next_id_++, size);

@@ -41,8 +41,8 @@ std::string ChildProcess::ReadLine() {
   return line;
 }
 
-void ChildProcess::Kill() {
-  if (pid_ > 0) kill(pid_, SIGKILL);
+void ChildProcess::Kill(int signal) {
+  if (pid_ > 0) kill(pid_, signal);
 }
 
 int ChildProcess::Wait() {

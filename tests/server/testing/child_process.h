@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <csignal>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,8 @@ class ChildProcess {
 
   // The next line of its standard output without the line's end; "" at the end of that. Blocks.
   std::string ReadLine();
-  void Kill();
+  void Kill() { Kill(SIGKILL); }
+  void Kill(int signal);
   // How it ended, as of waitpid. Blocks.
   int Wait();
 
