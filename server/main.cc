@@ -1,6 +1,7 @@
 #include <malloc.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <csignal>
@@ -15,6 +16,7 @@
 
 #include "server/daemon.h"
 #include "server/options.h"
+#include "server/os/memory_guard.h"
 
 namespace {
 
@@ -37,6 +39,15 @@ void EndInAnyCase(absl::Duration drain_timeout) {
   }).detach();
 }
 
+// Connections and images take descriptors; nothing here uses select, for which the soft limit is
+// kept low. Where it cannot be raised the daemon lives with what it has.
+void RaiseFileLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -56,6 +67,7 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  RaiseFileLimit();
 
   spdlog::set_default_logger(spdlog::stderr_color_mt("ckptd"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%l%$ %v");
@@ -64,8 +76,10 @@ int main(int argc, char** argv) {
   ckptd::Failpoints failpoints;
   // NOLINTNEXTLINE(concurrency-mt-unsafe): no thread yet
   const char* failpoint = std::getenv("CKPTD_FAILPOINT");
-  const absl::Status set = failpoints.Set(failpoint == nullptr ? "" : failpoint);
-  if (!set.ok()) return Fail(set);
+  if (absl::Status status = failpoints.Set(failpoint == nullptr ? "" : failpoint); !status.ok()) {
+    return Fail(status);
+  }
+  if (absl::Status status = ckptd::InstallMemoryGuard(); !status.ok()) return Fail(status);
   auto daemon = ckptd::Daemon::Start(command_line.options, &failpoints);
   if (!daemon.ok()) return Fail(daemon.status());
   const timespec second = {1, 0};

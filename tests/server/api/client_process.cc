@@ -5,12 +5,22 @@
 //       child's pid and waits to be killed
 //   client_process call SOCKET UID
 //       becomes UID, calls two methods and prints code and reason of each answer, one a line
+//   client_process connect SOCKET COUNT
+//       opens COUNT connections, or as many as it may, says nothing on them, prints how many and
+//       waits to be killed
+//   client_process wait-to-connect SOCKET COUNT
+//       the same, once it is sent SIGUSR1; prints "ready" when it waits for that
 
 #include <grp.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -80,10 +90,47 @@ int Call(const std::string& socket, const std::string& uid) {
   return 0;
 }
 
+int ConnectOften(const std::string& path, int count) {
+  rlimit limit = {};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  int connected = 0;
+  for (; connected < count; ++connected) {
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) break;
+    if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) break;
+  }
+  std::printf("%d\n", connected);
+  std::fflush(stdout);
+  for (;;) pause();
+}
+
+int WaitToConnect(const std::string& path, int count) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  sigprocmask(SIG_BLOCK, &signals, nullptr);
+  std::puts("ready");
+  std::fflush(stdout);
+  int signal = 0;
+  sigwait(&signals, &signal);
+  return ConnectOften(path, count);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc == 5 && std::string(argv[1]) == "hold") return Hold(argv[2], argv[3], argv[4]);
   if (argc == 4 && std::string(argv[1]) == "call") return Call(argv[2], argv[3]);
+  if (argc == 4 && std::string(argv[1]) == "connect") {
+    return ConnectOften(argv[2], std::stoi(argv[3]));
+  }
+  if (argc == 4 && std::string(argv[1]) == "wait-to-connect") {
+    return WaitToConnect(argv[2], std::stoi(argv[3]));
+  }
   return 2;
 }
