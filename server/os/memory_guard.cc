@@ -8,9 +8,6 @@
 #include <atomic>
 #include <cerrno>
 
-#include "absl/base/const_init.h"
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "server/os/errors.h"
 #include "server/os/signal_chain.h"
 
@@ -23,7 +20,7 @@ struct GuardSlot {
   std::atomic<uintptr_t> begin{0};
   std::atomic<uintptr_t> end{0};
   std::atomic<bool> torn{false};
-  GuardSlot* next_free = nullptr;
+  std::atomic<bool> taken{false};
 };
 
 }  // namespace internal
@@ -45,25 +42,20 @@ constinit std::atomic<Chunk*> chunks{nullptr};
 static_assert(std::atomic<Chunk*>::is_always_lock_free);
 static_assert(std::atomic<uintptr_t>::is_always_lock_free);
 
-constinit absl::Mutex free_mu(absl::kConstInit);
-constinit GuardSlot* free_slots ABSL_GUARDED_BY(free_mu) = nullptr;
-
 constinit PreviousAction previous_sigbus;
 
 GuardSlot* TakeSlot() {
-  absl::MutexLock lock(&free_mu);
-  if (free_slots == nullptr) {
-    auto* chunk = new Chunk;
-    for (GuardSlot& slot : chunk->slots) {
-      slot.next_free = free_slots;
-      free_slots = &slot;
+  for (;;) {
+    for (Chunk* chunk = chunks.load(); chunk != nullptr; chunk = chunk->next) {
+      for (GuardSlot& slot : chunk->slots) {
+        if (!slot.taken.load() && !slot.taken.exchange(true)) return &slot;
+      }
     }
+    auto* chunk = new Chunk;
     chunk->next = chunks.load();
-    chunks.store(chunk);
+    while (!chunks.compare_exchange_weak(chunk->next, chunk)) {
+    }
   }
-  GuardSlot* slot = free_slots;
-  free_slots = slot->next_free;
-  return slot;
 }
 
 // Whether `address` is in the slot's range; `end` is then that range's end. The range may change
@@ -113,9 +105,7 @@ GuardedRange::GuardedRange() : slot_(TakeSlot()) {}
 GuardedRange::~GuardedRange() {
   Uncover();
   slot_->torn.store(false);
-  absl::MutexLock lock(&free_mu);
-  slot_->next_free = free_slots;
-  free_slots = slot_;
+  slot_->taken.store(false);
 }
 
 void GuardedRange::Cover(const uint8_t* data, size_t length) {
