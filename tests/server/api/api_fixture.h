@@ -1,6 +1,7 @@
 #ifndef CKPTD_TESTS_SERVER_API_API_FIXTURE_H_
 #define CKPTD_TESTS_SERVER_API_API_FIXTURE_H_
 
+#include <grpc/grpc.h>
 #include <grpcpp/grpcpp.h>
 
 #include <memory>
@@ -40,6 +41,9 @@ class ClientSession {
 // A real server on a real socket, over the parts of QueueTest.
 class ApiTest : public QueueTest {
  protected:
+  // Keeps gRPC until the end of the process: where its last object goes while one of its pollers is
+  // at work, it waits 10 s for that.
+  static void SetUpTestSuite() { grpc_init(); }
   void SetUp() override;
   void TearDown() override;
 
