@@ -59,12 +59,14 @@ absl::Status Daemon::TakeOver() {
   journal_file_ = JournalFile(state_dir, options_.pool_dir);
   CKPTD_ASSIGN_OR_RETURN(journal_, OpenJournal(fs_.get(), journal_file_));
   Pass("restart.journal-opened");
+  CKPTD_RETURN_IF_ERROR(CountEarlierCrashes());
   SaveQueue::Options queue_options;
   queue_options.retry_timeout = options_.retry_timeout;
+  queue_options.crash_marker = crash_marker_.get();
   queue_options.failpoints = failpoints_;
   queue_ = std::make_unique<SaveQueue>(fs_.get(), &clock_, journal_.journal.get(), pool_.get(),
                                        &backends_, queue_options);
-  CKPTD_RETURN_IF_ERROR(queue_->Restore(journal_.contents, {}));
+  CKPTD_RETURN_IF_ERROR(queue_->Restore(journal_.contents));
   journal_.contents = {};
   if (!journal_.aside.empty()) {
     const std::vector<std::string> images = ListImages(fs_.get(), options_.pool_dir);
@@ -75,6 +77,18 @@ absl::Status Daemon::TakeOver() {
   Pass("restart.adopted");
   RemoveStrays(fs_.get(), options_.pool_dir, queue_->ImagesInUse());
   Pass("restart.strays-removed");
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::CountEarlierCrashes() {
+  const std::string file = absl::StrCat(journal_file_, ".crashes");
+  CKPTD_ASSIGN_OR_RETURN(const std::vector<Crash> crashes, CrashMarker::Read(fs_.get(), file));
+  std::vector<uint64_t> numbers;
+  numbers.reserve(crashes.size());
+  for (const Crash& crash : crashes) numbers.push_back(crash.id);
+  CKPTD_RETURN_IF_ERROR(CountCrashes(numbers, journal_.journal.get(), &journal_.contents));
+  CKPTD_RETURN_IF_ERROR(CrashMarker::Remove(fs_.get(), file));
+  CKPTD_ASSIGN_OR_RETURN(crash_marker_, CrashMarker::Open(fs_.get(), file));
   return absl::OkStatus();
 }
 

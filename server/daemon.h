@@ -11,6 +11,7 @@
 #include "server/backend/backend.h"
 #include "server/options.h"
 #include "server/os/clock.h"
+#include "server/os/crash_marker.h"
 #include "server/os/failpoints.h"
 #include "server/os/file_system.h"
 #include "server/queue/save_queue.h"
@@ -40,6 +41,7 @@ class Daemon {
       : options_(options), failpoints_(failpoints) {}
   absl::Status Build();
   absl::Status TakeOver();
+  absl::Status CountEarlierCrashes();
   void Pass(absl::string_view failpoint) const;
 
   const Options options_;
@@ -49,6 +51,7 @@ class Daemon {
   BackendRegistry backends_;
   std::string journal_file_;
   OpenedJournal journal_;
+  std::unique_ptr<CrashMarker> crash_marker_;
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<SaveQueue> queue_;
   std::unique_ptr<CheckpointServiceImpl> service_;

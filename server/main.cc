@@ -16,6 +16,7 @@
 
 #include "server/daemon.h"
 #include "server/options.h"
+#include "server/os/crash_marker.h"
 #include "server/os/memory_guard.h"
 
 namespace {
@@ -34,7 +35,8 @@ int Fail(const absl::Status& status) {
 void EndInAnyCase(absl::Duration drain_timeout) {
   std::thread([after = drain_timeout + kEndPatience] {
     absl::SleepFor(after);
-    spdlog::warn("a call of a file system hangs; ending without it");
+    spdlog::warn(
+        "something does not end, as a call of a file system that hangs; ending without it");
     std::_Exit(0);
   }).detach();
 }
@@ -80,6 +82,9 @@ int main(int argc, char** argv) {
     return Fail(status);
   }
   if (absl::Status status = ckptd::InstallMemoryGuard(); !status.ok()) return Fail(status);
+  if (absl::Status status = ckptd::CrashMarker::InstallHandlers(); !status.ok()) {
+    return Fail(status);
+  }
   auto daemon = ckptd::Daemon::Start(command_line.options, &failpoints);
   if (!daemon.ok()) return Fail(daemon.status());
   const timespec second = {1, 0};
@@ -88,5 +93,7 @@ int main(int argc, char** argv) {
   EndInAnyCase(command_line.options.drain_timeout);
   (*daemon)->Drain();
   daemon->reset();
-  return 0;
+  spdlog::shutdown();
+  // gRPC takes up to 10 s to end its threads, and has nothing to give back.
+  std::_Exit(0);
 }

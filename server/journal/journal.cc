@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <iterator>
 #include <utility>
@@ -257,6 +258,19 @@ void Journal::SyncLoop() {
                               nullptr);
     log_pages_ = 0;
   }
+}
+
+absl::Status CountCrashes(const std::vector<uint64_t>& numbers, Journal* journal,
+                          Journal::Contents* contents) {
+  for (Journal::SaveEntry& entry : contents->saves) {
+    const auto count = std::count(numbers.begin(), numbers.end(), entry.number);
+    if (count == 0 || entry.end != 0) continue;
+    entry.crashes += static_cast<int>(count);
+    spdlog::error("{}: a daemon has crashed while it persisted it, {} times now", entry.save.name(),
+                  entry.crashes);
+    CKPTD_RETURN_IF_ERROR(journal->PutSave(entry));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> SetJournalAside(FileSystem* fs, const std::string& file) {

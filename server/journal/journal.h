@@ -113,6 +113,11 @@ class Journal {
   std::thread syncer_;
 };
 
+// Counts a crash against each of the saves with these numbers that had not ended, in the journal
+// and in what was read from it.
+absl::Status CountCrashes(const std::vector<uint64_t>& numbers, Journal* journal,
+                          Journal::Contents* contents);
+
 // Moves a journal that cannot be read, with what SQLite keeps beside it, out of the way: to `file`
 // and ".corrupt-" and the first free number from 1. Returns where it is now.
 absl::StatusOr<std::string> SetJournalAside(FileSystem* fs, const std::string& file);

@@ -42,8 +42,7 @@ absl::Status Lost(const v1::Save& save, const absl::Status& why) {
 
 }  // namespace
 
-absl::Status SaveQueue::Restore(const Journal::Contents& contents,
-                                const std::vector<uint64_t>& crashed) {
+absl::Status SaveQueue::Restore(const Journal::Contents& contents) {
   absl::MutexLock lock(&mu_);
   std::vector<std::pair<uint64_t, uint64_t>> ended;
   uint64_t last_seq = 0;
@@ -53,8 +52,7 @@ absl::Status SaveQueue::Restore(const Journal::Contents& contents,
     next_end_ = std::max(next_end_, entry.end + 1);
   }
   for (const Journal::SaveEntry& entry : contents.saves) {
-    const bool blamed = std::find(crashed.begin(), crashed.end(), entry.number) != crashed.end();
-    CKPTD_RETURN_IF_ERROR(RestoreSave(entry, blamed));
+    CKPTD_RETURN_IF_ERROR(RestoreSave(entry));
   }
   for (const auto& [number, record] : by_number_) {
     if (record->end != 0 && !record->save.image_kept()) ended.emplace_back(record->end, number);
@@ -96,7 +94,7 @@ absl::Status SaveQueue::Restore(const Journal::Contents& contents,
   return absl::OkStatus();
 }
 
-absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry, bool crashed) {
+absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry) {
   auto record = std::make_shared<SaveRecord>();
   record->save = entry.save;
   CKPTD_ASSIGN_OR_RETURN(record->job, JobOfSave(entry.save.name()));
@@ -109,7 +107,7 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry, bool crashe
   record->target.device = entry.device;
   record->device = entry.device;
   record->keys = {entry.target};
-  record->crashes = entry.crashes + (crashed ? 1 : 0);
+  record->crashes = entry.crashes;
   record->adopted = true;
   by_name_[entry.save.name()] = record;
   by_number_[entry.number] = record;
@@ -125,7 +123,7 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry, bool crashe
     return FailRestored(record, Quarantined(record->save, record->crashes));
   }
   record->save.set_state(v1::Save::QUEUED);
-  return crashed ? journal_->PutSave(ToEntry(*record)) : absl::OkStatus();
+  return absl::OkStatus();
 }
 
 // Ends a save that cannot go on. It has no place in the order yet.
@@ -136,6 +134,10 @@ absl::Status SaveQueue::FailRestored(const SavePtr& record, const absl::Status& 
 }
 
 absl::Status SaveQueue::AdoptImage(const SavePtr& record, const std::string& image) {
+  if (!IsImageName(image) || image.find('/') != std::string::npos) {
+    return MakeError(absl::StatusCode::kDataLoss, "IMAGE_LOST",
+                     absl::StrCat("image '", image.substr(0, 100), "': is none"));
+  }
   CKPTD_ASSIGN_OR_RETURN(const std::string note, ReadNote(fs_, pool_->options().dir, image));
   v1::BeginSaveRequest request;
   if (!request.ParseFromString(note)) {

@@ -347,7 +347,8 @@ absl::Status SaveQueue::AcquireImage(const SavePtr& record, const v1::BeginSaveR
   return status;
 }
 
-void SaveQueue::Forget(const SavePtr& record) {
+// By value: the caller's may be one that goes here.
+void SaveQueue::Forget(SavePtr record) {  // NOLINT(performance-unnecessary-value-param)
   ended_.remove(record->number);
   by_name_.erase(record->save.name());
   by_number_.erase(record->number);

@@ -22,6 +22,7 @@
 #include "ckptd/v1/checkpoint.pb.h"
 #include "server/journal/journal.h"
 #include "server/os/clock.h"
+#include "server/os/crash_marker.h"
 #include "server/os/failpoints.h"
 #include "server/queue/bounded_calls.h"
 #include "server/queue/records.h"
@@ -56,6 +57,8 @@ class SaveQueue {
     absl::Duration target_patience = absl::Seconds(2);
     // Crashes of the daemon over one save after which it is not tried again.
     int max_crashes = 3;
+    // Told the number of the save that a thread persists; may be null.
+    const CrashMarker* crash_marker = nullptr;
     // Where tests kill the daemon; may be null.
     Failpoints* failpoints = nullptr;
   };
@@ -71,8 +74,8 @@ class SaveQueue {
   ~SaveQueue();
 
   // Takes over what an earlier daemon has accepted: adopts the images, and goes on in the order of
-  // old. `crashed` names the saves over which it crashed. Before anything else is called.
-  absl::Status Restore(const Journal::Contents& contents, const std::vector<uint64_t>& crashed);
+  // old. Before anything else is called.
+  absl::Status Restore(const Journal::Contents& contents);
   // The same for images of which no journal tells any more: they become FAILED saves with their
   // image kept.
   void RestoreOrphans(const std::vector<std::string>& images);
@@ -156,7 +159,7 @@ class SaveQueue {
   absl::Status Accept(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Accept(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddInOrder(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Forget(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Forget(SavePtr record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<Target> PrepareWithin(const std::string& path, mode_t umask, bool* unprepared);
   v1::BeginSaveResponse MakeResponse(const SaveRecord& record) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -196,8 +199,7 @@ class SaveQueue {
   void Stamp(google::protobuf::Timestamp* time) const;
 
   // restore.cc
-  absl::Status RestoreSave(const Journal::SaveEntry& entry, bool crashed)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status RestoreSave(const Journal::SaveEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status AdoptImage(const SavePtr& record, const std::string& image);
   absl::Status FailRestored(const SavePtr& record, const absl::Status& why)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -117,6 +117,7 @@ void SaveQueue::RunSave(const SavePtr& record) {
 
 // One attempt. The record is this worker's.
 absl::Status SaveQueue::Persist(const SavePtr& record) {
+  const CrashMarker::Scope blame(options_.crash_marker, record->number);
   PassFailpoint("persist.begin");
   if (record->unprepared) {
     CKPTD_ASSIGN_OR_RETURN(record->target, PrepareTarget(fs_, record->save.path(), record->umask));

@@ -105,18 +105,18 @@ void CheckError(const absl::Status& status) {
   FUZZ_CHECK(!ReasonOf(status).empty(), status.ToString());
 }
 
-void CheckFingerprint(const v1::BeginSaveRequest& request) {
+void CheckCanonical(const v1::BeginSaveRequest& request) {
   v1::BeginSaveRequest other = request;
   other.set_session_id("another");
-  FUZZ_CHECK(Fingerprint(other) == Fingerprint(request), "the session counts");
+  FUZZ_CHECK(Canonical(other) == Canonical(request), "the session counts");
   other.set_umask(request.umask() + 1);
-  FUZZ_CHECK(Fingerprint(other) != Fingerprint(request), "the umask does not count");
+  FUZZ_CHECK(Canonical(other) != Canonical(request), "the umask does not count");
 }
 
 void Check(const v1::BeginSaveRequest& request) {
   static const auto backend = Backend::Create(TorchPlugin());
   FUZZ_CHECK(backend.ok(), backend.status().ToString());
-  CheckFingerprint(request);
+  CheckCanonical(request);
   if (absl::Status status = JobOfSave(request.name()).status(); !status.ok()) CheckError(status);
   if (absl::Status status = CheckTensors(request, kMaxTensors); !status.ok()) {
     return CheckError(status);

@@ -28,9 +28,10 @@ std::shared_ptr<Link::Stub> NewStub(const std::string& address) {
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
 }
 
-// A daemon that is not there, rather than one that says it cannot now.
+// A daemon that is not there, rather than one that says it cannot now. gRPC cancels calls that meet
+// a server's shutdown.
 bool IsGone(const absl::Status& status) {
-  return absl::IsUnavailable(status) && ReasonOf(status).empty();
+  return (absl::IsUnavailable(status) || absl::IsCancelled(status)) && ReasonOf(status).empty();
 }
 
 }  // namespace

@@ -67,14 +67,15 @@ TEST_F(RetryTest, GivesUpInTheEnd) {
   const SaveQueue::Options options;
   Start(options);
   fs_.FailAll(FsOp::kAllocate, ENOSPC);
-  ASSERT_NO_FATAL_FAILURE(Save("s", "f", "content"));
+  ASSERT_NO_FATAL_FAILURE(Stage("s", "f", "content"));
+  Recorder recorder(queue_.get(), Name("s"));
+  ASSERT_OK(queue_->CommitSave(Name("s")));
   const absl::Duration start = clock_.Uptime();
-  // One longest delay for each attempt.
-  for (int attempt = 1; !Get("s").has_end_time(); ++attempt) {
-    ASSERT_TRUE(Eventually([&] {
-      return fs_.Count(FsOp::kAllocate) == attempt || Get("s").has_end_time();
-    })) << attempt;
-    ASSERT_TRUE(Eventually([&] { return Get("s").has_error(); }));
+  // One longest delay for each attempt. It is told when it begins, and when it has failed.
+  for (size_t told = 4; !Get("s").has_end_time(); told += 2) {
+    ASSERT_TRUE(recorder.WaitUntil([&](const std::vector<v1::Save>& saves) {
+      return saves.size() == told || saves.back().has_end_time();
+    })) << told;
     if (!Get("s").has_end_time()) clock_.Advance(options.max_retry_delay);
   }
   EXPECT_EQ(Get("s").state(), v1::Save::FAILED);
@@ -147,7 +148,7 @@ TEST_F(RetryTest, AStorageThatHangsHoldsUpNeitherTheTrainerNorOtherDevices) {
   TempDir other(TempDir::Place::kMemory);
   // As if all that is on the disk hung.
   const std::string hung = disk_.path();
-  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+  fs_.SetBefore([this, hung](FsCall& call) -> std::optional<int64_t> {
     if (call.path.rfind(hung, 0) == 0) gate_.Pass();
     return std::nullopt;
   });

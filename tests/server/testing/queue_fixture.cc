@@ -90,7 +90,8 @@ void QueueTest::StartAgain(const SaveQueue::Options& options,
       std::make_unique<SaveQueue>(&fs_, &clock_, journal_.get(), pool_.get(), &backends_, options);
   auto contents = journal_->Read();
   ASSERT_OK(contents);
-  ASSERT_OK(queue_->Restore(*contents, crashed));
+  ASSERT_OK(CountCrashes(crashed, journal_.get(), &*contents));
+  ASSERT_OK(queue_->Restore(*contents));
   if (!keep_images_) RemoveStrays(posix_.get(), shm_.path(), queue_->ImagesInUse());
   session_ = queue_->OpenSession("host:1 test");
 }
