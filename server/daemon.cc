@@ -31,6 +31,7 @@ absl::Status Daemon::Build() {
   CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Acceptor> acceptor,
                          Acceptor::Bind(fs_.get(), options_.socket));
   CKPTD_RETURN_IF_ERROR(backends_.Add(TorchPlugin()));
+  CKPTD_ASSIGN_OR_RETURN(allow_roots_, AllowedRoots::Open(fs_.get(), options_.allow_roots));
   CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(fs_.get(), options_.pool_dir));
   Pool::Options pool_options;
   pool_options.dir = options_.pool_dir;
@@ -64,6 +65,7 @@ absl::Status Daemon::TakeOver() {
   queue_options.retry_timeout = options_.retry_timeout;
   queue_options.crash_marker = crash_marker_.get();
   queue_options.failpoints = failpoints_;
+  queue_options.allow_roots = allow_roots_;
   queue_ = std::make_unique<SaveQueue>(fs_.get(), &clock_, journal_.journal.get(), pool_.get(),
                                        &backends_, queue_options);
   CKPTD_RETURN_IF_ERROR(queue_->Restore(journal_.contents));

@@ -48,6 +48,7 @@ class Daemon {
   Failpoints* const failpoints_;
   const SystemClock clock_;
   const std::unique_ptr<FileSystem> fs_ = NewPosixFileSystem();
+  AllowedRoots allow_roots_;
   BackendRegistry backends_;
   std::string journal_file_;
   OpenedJournal journal_;

@@ -54,6 +54,15 @@ CLI::Validator SizeCheck() {
       "SIZE");
 }
 
+CLI::Validator AbsoluteCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        if (!text.empty() && text[0] == '/') return std::string();
+        return absl::StrCat("'", text, "' is not absolute; give the whole path, beginning with /");
+      },
+      "DIR");
+}
+
 // CLI11 asks the environment only for what the file has left open; here a variable goes first.
 class FileBelowEnvironment : public CLI::ConfigTOML {
  public:
@@ -105,6 +114,12 @@ void AddOptions(CLI::App* app, Options* options, Durations* durations) {
                   "smallest of RAM, the cgroup's limit and the tmpfs)")
       ->envname("CKPTD_STAGING_BUDGET")
       ->transform(SizeCheck());
+  app->add_option("--allow-root", options->allow_roots,
+                  "Save, load and remove only beneath this folder; repeatable (default: anywhere)")
+      ->envname("CKPTD_ALLOW_ROOT")
+      ->delimiter(':')
+      ->allow_extra_args(false)
+      ->check(AbsoluteCheck());
   app->add_option("--state-dir", options->state_dir,
                   "Folder of the journal (default $XDG_STATE_HOME/ckptd or ~/.local/state/ckptd)")
       ->envname("CKPTD_STATE_DIR");

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 
@@ -25,6 +26,11 @@ struct Options {
   // The most that staging images may take, in bytes; 0: a quarter of the smallest of RAM, the
   // control group's limit and the tmpfs. Written as 8GiB, 500MB or a number of bytes.
   uint64_t staging_budget_bytes = 0;
+
+  // Folders, absolute: checkpoints are saved, loaded and removed beneath these only; symlinks that
+  // lead out of them are refused. Repeat the flag, or separate by colons, for more than one; in the
+  // file it may be a list. Empty: anywhere that the daemon's user may.
+  std::vector<std::string> allow_roots;
 
   // How long SIGTERM waits for pending saves to become durable. What is not by then stays accepted
   // for the next start. Written as 90s, 5m.

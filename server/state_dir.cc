@@ -48,7 +48,7 @@ absl::StatusOr<std::string> PrepareStateDir(FileSystem* fs, const std::string& s
   absl::Status status = absl::NotFoundError("neither XDG_STATE_HOME nor HOME is set");
   if (!usual.empty()) {
     status = PreparePrivateDir(fs, usual);
-    if (status.ok() && fs->Access(usual, W_OK | X_OK) == 0) return usual;
+    if (status.ok() && fs->AccessAt(AT_FDCWD, usual, W_OK | X_OK) == 0) return usual;
   }
   spdlog::warn(
       "{}; keeping the journal in {}, where it may not survive a restart of the machine: give "

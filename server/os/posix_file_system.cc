@@ -1,6 +1,8 @@
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -26,15 +28,12 @@ auto Retry(Call call) -> decltype(call()) {
   for (;;) {
     auto result = call();
     if (result >= 0) return result;
-    if (errno != EINTR) return -errno;
+    if (errno != EINTR) return static_cast<decltype(result)>(-errno);
   }
 }
 
 class PosixFileSystem : public FileSystem {
  public:
-  int Open(const std::string& path, int flags, mode_t mode) override {
-    return Retry([&] { return open(path.c_str(), flags | O_CLOEXEC, mode); });
-  }
   // Not retried: Linux closes the descriptor even when it says EINTR.
   int Close(int fd) override { return close(fd) == 0 || errno == EINTR ? 0 : -errno; }
   ssize_t Write(int fd, const void* data, size_t length, off_t offset) override {
@@ -48,9 +47,6 @@ class PosixFileSystem : public FileSystem {
   }
   int Allocate(int fd, off_t length) override {
     return Retry([&] { return fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, length); });
-  }
-  int Chmod(int fd, mode_t mode) override {
-    return Retry([&] { return fchmod(fd, mode); });
   }
   int Stat(int fd, struct stat* out) override {
     return Retry([&] { return fstat(fd, out); });
@@ -67,52 +63,12 @@ class PosixFileSystem : public FileSystem {
   int SetFlags(int fd, int flags) override {
     return Retry([&] { return fcntl(fd, F_SETFL, flags); });
   }
-  // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; the /proc way needs nothing.
-  int Link(int fd, const std::string& path) override {
-    const std::string source = absl::StrCat("/proc/self/fd/", fd);
-    return Retry([&] {
-      return linkat(AT_FDCWD, source.c_str(), AT_FDCWD, path.c_str(), AT_SYMLINK_FOLLOW);
-    });
-  }
-
-  int Rename(const std::string& from, const std::string& to) override {
-    return Retry([&] { return rename(from.c_str(), to.c_str()); });
-  }
-  int Unlink(const std::string& path) override {
-    return Retry([&] { return unlink(path.c_str()); });
-  }
-  int RemoveDirectory(const std::string& path) override {
-    return Retry([&] { return rmdir(path.c_str()); });
-  }
-  int MakeDirectory(const std::string& path, mode_t mode) override {
-    return Retry([&] { return mkdir(path.c_str(), mode); });
-  }
-  int LinkStat(const std::string& path, struct stat* out) override {
-    return Retry([&] { return lstat(path.c_str(), out); });
-  }
-  int Access(const std::string& path, int mode) override {
-    return Retry([&] { return access(path.c_str(), mode); });
-  }
   int RealPath(const std::string& path, std::string* out) override {
     char* resolved = realpath(path.c_str(), nullptr);
     if (resolved == nullptr) return -errno;
     *out = resolved;
     free(resolved);  // NOLINT(cppcoreguidelines-no-malloc): realpath allocates with malloc
     return 0;
-  }
-  int List(const std::string& path, std::vector<std::string>* names) override {
-    DIR* dir = opendir(path.c_str());
-    if (dir == nullptr) return -errno;
-    names->clear();
-    errno = 0;
-    // NOLINTNEXTLINE(concurrency-mt-unsafe): readdir is safe on a stream of one's own
-    while (const dirent* entry = readdir(dir)) {
-      const absl::string_view name = entry->d_name;
-      if (name != "." && name != "..") names->emplace_back(name);
-    }
-    const int error = errno;
-    closedir(dir);
-    return -error;
   }
   int StatVfs(const std::string& path, struct statvfs* out) override {
     return Retry([&] { return statvfs(path.c_str(), out); });
@@ -121,6 +77,61 @@ class PosixFileSystem : public FileSystem {
     struct statfs info = {};
     const int result = Retry([&] { return statfs(path.c_str(), &info); });
     return result < 0 ? result : static_cast<int64_t>(info.f_type);
+  }
+
+  int OpenAt(int dir, const std::string& name, int flags, mode_t mode) override {
+    return Retry([&] { return openat(dir, name.c_str(), flags | O_CLOEXEC, mode); });
+  }
+  int OpenBeneath(int dir, const std::string& path, int flags) override {
+    struct open_how how = {};
+    how.flags = static_cast<uint64_t>(flags | O_CLOEXEC);
+    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
+    return static_cast<int>(
+        Retry([&] { return syscall(SYS_openat2, dir, path.c_str(), &how, sizeof(how)); }));
+  }
+  // AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH; the /proc way needs nothing.
+  int LinkAt(int fd, int dir, const std::string& name) override {
+    const std::string source = absl::StrCat("/proc/self/fd/", fd);
+    return Retry(
+        [&] { return linkat(AT_FDCWD, source.c_str(), dir, name.c_str(), AT_SYMLINK_FOLLOW); });
+  }
+  int RenameAt(int dir, const std::string& from, const std::string& to) override {
+    return Retry([&] { return renameat(dir, from.c_str(), dir, to.c_str()); });
+  }
+  int UnlinkAt(int dir, const std::string& name) override {
+    return Retry([&] { return unlinkat(dir, name.c_str(), 0); });
+  }
+  int RemoveDirectoryAt(int dir, const std::string& name) override {
+    return Retry([&] { return unlinkat(dir, name.c_str(), AT_REMOVEDIR); });
+  }
+  int MakeDirectoryAt(int dir, const std::string& name, mode_t mode) override {
+    return Retry([&] { return mkdirat(dir, name.c_str(), mode); });
+  }
+  int LinkStatAt(int dir, const std::string& name, struct stat* out) override {
+    return Retry([&] { return fstatat(dir, name.c_str(), out, AT_SYMLINK_NOFOLLOW); });
+  }
+  int AccessAt(int dir, const std::string& name, int mode) override {
+    return Retry([&] { return faccessat(dir, name.c_str(), mode, 0); });
+  }
+  int ListAt(int dir, const std::string& name, std::vector<std::string>* names) override {
+    const int fd = OpenAt(dir, name, O_RDONLY | O_DIRECTORY, 0);
+    if (fd < 0) return fd;
+    DIR* stream = fdopendir(fd);
+    if (stream == nullptr) {
+      const int error = errno;
+      close(fd);
+      return -error;
+    }
+    names->clear();
+    errno = 0;
+    // NOLINTNEXTLINE(concurrency-mt-unsafe): readdir is safe on a stream of one's own
+    while (const dirent* entry = readdir(stream)) {
+      const absl::string_view found = entry->d_name;
+      if (found != "." && found != "..") names->emplace_back(found);
+    }
+    const int error = errno;
+    closedir(stream);
+    return -error;
   }
 
   int Map(int fd, size_t length, uint8_t** out) override {

@@ -13,6 +13,10 @@ std::string TempPrefix(absl::string_view daemon_id);
 // A new name for such a file: `prefix` and 8 random hexadecimal digits.
 std::string MakeTempName(absl::string_view prefix);
 
+// The name that a folder `name` has while it is removed, of the same form. The same each time, so
+// that a second attempt finds what the first has left.
+std::string RemovalName(const std::string& name);
+
 }  // namespace ckptd
 
 #endif  // CKPTD_SERVER_PERSIST_NAMES_H_

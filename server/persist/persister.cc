@@ -1,19 +1,23 @@
 // The commit protocol.
 //
-//  1. Open an unnamed file (O_TMPFILE) in the target's folder, for direct writing. Where the file
+//  1. Open the target's folder, and do all that follows by that descriptor, so that it stays the
+//     same folder whatever becomes of its path. Fsync the folders above it: whoever made them,
+//     this save or another, a trainer or a person, may not have done it, and a checkpoint that
+//     survives a power cut must be found. It costs next to nothing where there is nothing to sync.
+//  2. Open an unnamed file (O_TMPFILE) in the target's folder, for direct writing. Where the file
 //     system has no unnamed files, one with a dot-name of ours; where it has no direct writing,
-//     through the page cache. Either is said in the log.
-//  2. Allocate its whole length: a full disk is found before a byte is written.
-//  3. Write the image in order, in large aligned pieces, as the seal makes them final. Then check
-//  that
-//     no part of it was lost meanwhile: what was read there were zeros.
-//  4. Cut the file to the exact length (the last piece is a whole page), set its mode, fdatasync.
-//  5. Check the size.
-//  6. Publish: link the unnamed file to the target's name. Where that name exists, link it to a
+//     through the page cache. Either is said in the log. It is made with its final mode: one that
+//     was set later need not be durable with the data.
+//  3. Allocate its whole length: a full disk is found before a byte is written.
+//  4. Write the image in order, in large aligned pieces, as the seal makes them final. Then
+//     check that no part of it was lost meanwhile: what was read there were zeros.
+//  5. Cut the file to the exact length (the last piece is a whole page), fdatasync.
+//  6. Check the size.
+//  7. Publish: link the unnamed file to the target's name. Where that name exists, link it to a
 //     dot-name and rename that over the target.
-//  7. fsync the folder. Only then is the checkpoint durable.
+//  8. fsync the folder. Only then is the checkpoint durable.
 //
-// Until step 6 the file has no name, so whatever ends the attempt, even the end of the daemon,
+// Until step 7 the file has no name, so whatever ends the attempt, even the end of the daemon,
 // leaves nothing behind (but for the dot-name of a file system without unnamed files).
 
 #include "server/persist/persister.h"
@@ -111,22 +115,26 @@ class SealThread {
 // One attempt: owns the file until it is published.
 class Attempt {
  public:
-  Attempt(FileSystem* fs, const Target& target, const std::string& temp_prefix,
-          Failpoints* failpoints)
+  Attempt(FileSystem* fs, const AllowedRoots& roots, const Target& target,
+          const std::string& temp_prefix, Failpoints* failpoints)
       : fs_(fs),
+        roots_(roots),
         target_(target),
         temp_prefix_(temp_prefix),
         failpoints_(failpoints),
+        name_(target.path.substr(target.path.rfind('/') + 1)),
         object_(absl::StrCat("checkpoint ", target.path)) {}
   ~Attempt() {
-    if (!temp_name_.empty()) fs_->Unlink(temp_name_);
+    if (!temp_name_.empty()) fs_->UnlinkAt(dir_.get(), temp_name_);
   }
 
-  absl::Status Open();
+  absl::Status OpenDir();
+  absl::Status SyncAbove();
+  absl::Status Open(mode_t mode);
   absl::Status Allocate(uint64_t size);
   absl::Status CheckIntact(const PersistSource& source) const;
   absl::Status Write(const PersistSource& source, PersistControl* control);
-  absl::Status Finish(uint64_t size, mode_t mode);
+  absl::Status Finish(uint64_t size);
   absl::Status Publish();
   absl::Status SyncDir();
   const std::string& object() const { return object_; }
@@ -142,27 +150,54 @@ class Attempt {
   absl::Status LeaveDirect(int error);
 
   FileSystem* const fs_;
+  const AllowedRoots& roots_;
   const Target& target_;
   const std::string& temp_prefix_;
   Failpoints* const failpoints_;
+  const std::string name_;  // in dir_
   const std::string object_;
-  FileDescriptor file_;
   FileDescriptor dir_;
-  std::string temp_name_;  // empty while the file has none
+  FileDescriptor file_;
+  std::string temp_name_;  // in dir_; empty while the file has none
   bool direct_ = true;
 };
 
-absl::Status Attempt::Open() {
-  dir_ = FileDescriptor(fs_, fs_->Open(target_.dir, O_RDONLY | O_DIRECTORY, 0));
-  if (!dir_) return Error(absl::StrCat("open its folder ", target_.dir), dir_.get());
+absl::Status Attempt::OpenDir() {
+  dir_ = roots_.OpenBelow(fs_, target_.dir, O_RDONLY | O_DIRECTORY);
+  if (dir_) return absl::OkStatus();
+  return roots_.Error(object_, absl::StrCat("open its folder ", target_.dir), dir_.get());
+}
+
+absl::Status Attempt::SyncAbove() {
+  struct stat below = {};
+  if (int error = fs_->Stat(dir_.get(), &below); error < 0)
+    return Error("look at its folder", error);
+  FileDescriptor held;
+  for (int dir = dir_.get(); !roots_.IsRoot(below); dir = held.get()) {
+    FileDescriptor above(fs_, fs_->OpenAt(dir, "..", O_RDONLY | O_DIRECTORY, 0));
+    // Whoever may not read a folder has made nothing in it.
+    if (above.get() == -EACCES || above.get() == -EPERM) break;
+    struct stat info = {};
+    int error = above ? fs_->Stat(above.get(), &info) : above.get();
+    // Where the file system ends. The folder above "/" is "/".
+    if (error == 0 && (info.st_dev != below.st_dev || info.st_ino == below.st_ino)) break;
+    if (error == 0) error = fs_->Sync(above.get());
+    if (error < 0) return Error("sync the folders above it", error);
+    below = info;
+    held = std::move(above);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Attempt::Open(mode_t mode) {
   const auto try_open = [&](int direct) {
-    int fd = fs_->Open(target_.dir, O_TMPFILE | O_WRONLY | direct, 0600);
+    int fd = fs_->OpenAt(dir_.get(), ".", O_TMPFILE | O_WRONLY | direct, mode);
     if (fd != -EOPNOTSUPP && fd != -EISDIR && fd != -ENOENT) return fd;
-    temp_name_ = absl::StrCat(target_.dir, "/", MakeTempName(temp_prefix_));
-    fd = fs_->Open(temp_name_, O_CREAT | O_EXCL | O_WRONLY | direct, 0600);
+    temp_name_ = MakeTempName(temp_prefix_);
+    fd = fs_->OpenAt(dir_.get(), temp_name_, O_CREAT | O_EXCL | O_WRONLY | direct, mode);
     if (fd >= 0) return fd;
     // Linux makes the file before it finds that it cannot be written directly.
-    if (fd == -EINVAL) fs_->Unlink(temp_name_);
+    if (fd == -EINVAL) fs_->UnlinkAt(dir_.get(), temp_name_);
     temp_name_.clear();
     return fd;
   };
@@ -239,12 +274,11 @@ absl::Status Attempt::CheckIntact(const PersistSource& source) const {
   return source.intact && !source.intact() ? ImageChanged(object_) : absl::OkStatus();
 }
 
-absl::Status Attempt::Finish(uint64_t size, mode_t mode) {
+absl::Status Attempt::Finish(uint64_t size) {
   Pass("persist.written");
   if (int error = fs_->Truncate(file_.get(), static_cast<off_t>(size)); error < 0) {
     return Error("set its length", error);
   }
-  if (int error = fs_->Chmod(file_.get(), mode); error < 0) return Error("set its mode", error);
   if (int error = fs_->DataSync(file_.get()); error < 0) return Error("sync it", error);
   Pass("persist.synced");
   struct stat info = {};
@@ -259,19 +293,19 @@ absl::Status Attempt::Finish(uint64_t size, mode_t mode) {
 
 absl::Status Attempt::Publish() {
   if (temp_name_.empty()) {
-    int error = fs_->Link(file_.get(), target_.path);
+    int error = fs_->LinkAt(file_.get(), dir_.get(), name_);
     if (error == 0) {
       Pass("persist.linked");
       return absl::OkStatus();
     }
     if (error != -EEXIST) return Error("publish it", error);
-    const std::string temp_name = absl::StrCat(target_.dir, "/", MakeTempName(temp_prefix_));
-    error = fs_->Link(file_.get(), temp_name);
+    const std::string temp_name = MakeTempName(temp_prefix_);
+    error = fs_->LinkAt(file_.get(), dir_.get(), temp_name);
     if (error < 0) return Error("publish it", error);
     temp_name_ = temp_name;
     Pass("persist.named-beside");
   }
-  if (int error = fs_->Rename(temp_name_, target_.path); error < 0) {
+  if (int error = fs_->RenameAt(dir_.get(), temp_name_, name_); error < 0) {
     return Error("publish it", error);
   }
   temp_name_.clear();
@@ -292,13 +326,15 @@ absl::Status Attempt::SyncDir() {
 
 absl::Status Persister::Persist(const PersistSource& source, const Target& target, mode_t umask,
                                 PersistControl* control) const {
-  Attempt attempt(fs_, target, temp_prefix_, failpoints_);
+  Attempt attempt(fs_, roots_, target, temp_prefix_, failpoints_);
   CKPTD_RETURN_IF_ERROR(attempt.CheckIntact(source));
-  CKPTD_RETURN_IF_ERROR(attempt.Open());
+  CKPTD_RETURN_IF_ERROR(attempt.OpenDir());
+  CKPTD_RETURN_IF_ERROR(attempt.SyncAbove());
+  CKPTD_RETURN_IF_ERROR(attempt.Open(0666 & ~umask));
   CKPTD_RETURN_IF_ERROR(attempt.Allocate(source.size));
   CKPTD_RETURN_IF_ERROR(attempt.Write(source, control));
   CKPTD_RETURN_IF_ERROR(attempt.CheckIntact(source));
-  CKPTD_RETURN_IF_ERROR(attempt.Finish(source.size, 0666 & ~umask));
+  CKPTD_RETURN_IF_ERROR(attempt.Finish(source.size));
   if (control->cancelled) return Cancelled(attempt.object());
   CKPTD_RETURN_IF_ERROR(attempt.Publish());
   return attempt.SyncDir();

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "server/os/failpoints.h"
 #include "server/os/file_system.h"
+#include "server/persist/allowed_roots.h"
 #include "server/persist/target.h"
 
 namespace ckptd {
@@ -41,27 +42,34 @@ struct PersistControl {
 // Makes one file durable at its target. See persister.cc for the protocol. Thread-safe.
 class Persister {
  public:
-  // `temp_prefix`: what the names of our own files begin with; see names.h. `failpoints` may be
-  // null.
-  Persister(FileSystem* fs, std::string temp_prefix, Failpoints* failpoints = nullptr)
-      : fs_(fs), temp_prefix_(std::move(temp_prefix)), failpoints_(failpoints) {}
+  // Nothing is done outside of `roots`. `temp_prefix`: what the names of our own files begin with;
+  // see names.h. `failpoints` may be null. `fs` must outlive this.
+  Persister(FileSystem* fs, AllowedRoots roots, std::string temp_prefix,
+            Failpoints* failpoints = nullptr)
+      : fs_(fs),
+        roots_(std::move(roots)),
+        temp_prefix_(std::move(temp_prefix)),
+        failpoints_(failpoints) {}
 
-  // Returns OK once the file is at `target.path`, whole, with mode 0666 & ~`umask`, and would
-  // survive a power cut. On error the target is as it was, and nothing is left beside it; only an
-  // error of the last step, the sync of the folder, comes after the file is visible.
+  // Returns OK once the file is at `target.path`, whole, with mode 0666 & ~`umask` (the process's
+  // own umask must be 0; a default ACL of the folder applies), and would survive a power cut. On
+  // error the target is as it was, and nothing is left beside it; only an error of the last step,
+  // the sync of the folder, comes after the file is visible.
   // FAILED_PRECONDITION (IMAGE_CHANGED) where a part of `source.data` was lost.
   absl::Status Persist(const PersistSource& source, const Target& target, mode_t umask,
                        PersistControl* control) const;
 
  private:
   FileSystem* const fs_;
+  const AllowedRoots roots_;
   const std::string temp_prefix_;
   Failpoints* const failpoints_;
 };
 
 // Removes a file, a symlink or a folder with all that is in it, and syncs the folder it was in.
-// A missing path is no error.
-absl::Status RemovePath(FileSystem* fs, const Target& target);
+// A missing path is no error. Follows no symlink, whoever puts it there and when, and removes
+// nothing outside of `roots`.
+absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target& target);
 
 }  // namespace ckptd
 

@@ -24,27 +24,19 @@ absl::Status InvalidPath(const std::string& path, absl::string_view why) {
                    absl::StrCat(Object(path.substr(0, 200)), ": ", why), {{"path", path}});
 }
 
-// Makes a folder and its entry durable: a checkpoint that survives a power cut must be found.
-// Returns 0 or -errno.
-int MakeOne(FileSystem* fs, const std::string& dir, mode_t mode) {
-  if (int error = fs->MakeDirectory(dir, mode); error < 0) return error;
-  const FileDescriptor parent(fs, fs->Open(ParentDir(dir), O_RDONLY | O_DIRECTORY, 0));
-  return parent ? fs->Sync(parent.get()) : parent.get();
-}
-
-// Makes `dir` and what is missing above it. Returns 0 or -errno.
-int MakeDirectories(FileSystem* fs, const std::string& dir, mode_t mode) {
-  int error = MakeOne(fs, dir, mode);
-  if (error == -ENOENT && dir != "/") {
-    error = MakeDirectories(fs, ParentDir(dir), mode);
-    if (error < 0) return error;
-    error = MakeOne(fs, dir, mode);
-  }
-  if (error != -EEXIST) return error;
-  // It may be a file; only realpath tells for a symlink.
-  std::string real;
-  if (int result = fs->RealPath(absl::StrCat(dir, "/."), &real); result < 0) return result;
-  return 0;
+// Opens `dir`, and makes it, and what is missing above it, before. Each is made in the folder that
+// is open, by one name: a symlink that somebody puts there meanwhile makes nothing elsewhere.
+FileDescriptor MakeFolder(FileSystem* fs, const AllowedRoots& roots, const std::string& dir,
+                          mode_t mode) {
+  constexpr int kFlags = O_PATH | O_DIRECTORY;
+  FileDescriptor folder = roots.OpenBelow(fs, dir, kFlags);
+  if (folder.get() != -ENOENT || dir == "/") return folder;
+  FileDescriptor above = MakeFolder(fs, roots, ParentDir(dir), mode);
+  if (!above) return above;
+  const std::string name = dir.substr(dir.rfind('/') + 1);
+  const int error = fs->MakeDirectoryAt(above.get(), name, mode);
+  if (error < 0 && error != -EEXIST) return FileDescriptor(fs, error);
+  return roots.OpenBelow(fs, dir, kFlags);
 }
 
 // The device of a canonical folder, or of the longest part of it that exists. Returns 0 or -errno.
@@ -111,7 +103,8 @@ absl::Status CheckPath(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path) {
+absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const AllowedRoots& roots,
+                                     const std::string& path) {
   CKPTD_RETURN_IF_ERROR(CheckPath(path));
   // "//" and "/./" lead nowhere.
   const std::vector<absl::string_view> parts =
@@ -129,23 +122,25 @@ absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path) {
   if (target.path.size() >= PATH_MAX) {
     return InvalidPath(path, "is longer than 4095 bytes when its symlinks are resolved");
   }
+  CKPTD_RETURN_IF_ERROR(roots.Check(Object(path), target.dir));
   return target;
 }
 
-absl::StatusOr<Target> PrepareTarget(FileSystem* fs, const std::string& path, mode_t umask) {
-  CKPTD_RETURN_IF_ERROR(CheckPath(path));
-  const std::string dir = path.substr(0, path.rfind('/'));
-  if (!dir.empty()) {
-    if (int error = MakeDirectories(fs, dir, 0777 & ~umask); error < 0) {
-      return OsError(Object(path), absl::StrCat("make its folder ", dir), -error);
-    }
+absl::StatusOr<Target> PrepareTarget(FileSystem* fs, const AllowedRoots& roots,
+                                     const std::string& path, mode_t umask) {
+  CKPTD_ASSIGN_OR_RETURN(Target target, ResolveTarget(fs, roots, path));
+  const FileDescriptor folder = MakeFolder(fs, roots, target.dir, 0777 & ~umask);
+  if (!folder) {
+    return roots.Error(Object(path), absl::StrCat("make its folder ", target.dir), folder.get());
   }
-  CKPTD_ASSIGN_OR_RETURN(Target target, ResolveTarget(fs, path));
+  // Once more: a part that did not exist may have been "..".
+  CKPTD_ASSIGN_OR_RETURN(target, ResolveTarget(fs, roots, path));
   struct stat info = {};
-  const int error = fs->LinkStat(target.path, &info);
+  const std::string name = target.path.substr(target.path.rfind('/') + 1);
+  const int error = fs->LinkStatAt(folder.get(), name, &info);
   if (error < 0 && error != -ENOENT) return OsError(Object(path), "look at it", -error);
   if (error == 0 && S_ISDIR(info.st_mode)) return OsError(Object(path), "save there", EISDIR);
-  if (int denied = fs->Access(target.dir, W_OK | X_OK); denied < 0) {
+  if (int denied = fs->AccessAt(folder.get(), ".", W_OK | X_OK); denied < 0) {
     return OsError(Object(path), absl::StrCat("write into its folder ", target.dir), -denied);
   }
   return target;

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/os/file_system.h"
+#include "server/persist/allowed_roots.h"
 
 namespace ckptd {
 
@@ -31,11 +32,15 @@ absl::Status CheckPath(const std::string& path);
 
 // The target of `path`. Components that do not exist yet are taken as they stand; ".." behind one
 // leads back from it.
-absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const std::string& path);
+// PERMISSION_DENIED (PATH_NOT_ALLOWED) where it is outside of `roots`.
+absl::StatusOr<Target> ResolveTarget(FileSystem* fs, const AllowedRoots& roots,
+                                     const std::string& path);
 
 // The same for a save: makes the missing folders, with mode 0777 & ~`umask`, and checks that a file
-// can be put there: not a folder, and its parent writable.
-absl::StatusOr<Target> PrepareTarget(FileSystem* fs, const std::string& path, mode_t umask);
+// can be put there: not a folder, and its parent writable. The folders are durable when a Persister
+// has put something into them.
+absl::StatusOr<Target> PrepareTarget(FileSystem* fs, const AllowedRoots& roots,
+                                     const std::string& path, mode_t umask);
 
 }  // namespace ckptd
 

@@ -1,6 +1,5 @@
 // Loads, removals and Flush: what takes its place in the order of the saves.
 
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -33,7 +32,8 @@ bool IsAtOrBelow(const std::string& key, const std::string& path) {
 absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRequest& request,
                                                            absl::Time deadline) {
   auto record = std::make_shared<LoadRecord>();
-  CKPTD_ASSIGN_OR_RETURN(const Target target, ResolveTarget(fs_, request.path()));
+  CKPTD_ASSIGN_OR_RETURN(const Target target,
+                         ResolveTarget(fs_, options_.allow_roots, request.path()));
   record->keys = {target.path};
   // Through a symlink, the load also touches the file that it leads to.
   std::string real;
@@ -80,11 +80,11 @@ absl::Status SaveQueue::WaitForTurn(const LoadPtr& record, const SessionPtr& ses
 absl::Status SaveQueue::OpenLoad(const std::string& path, const LoadPtr& record,
                                  v1::BeginLoadResponse* response) {
   const std::string object = absl::StrCat("checkpoint ", path);
-  FileDescriptor file(fs_, fs_->Open(path, O_RDONLY, 0));
+  FileDescriptor file = options_.allow_roots.OpenFile(fs_, path);
   if (file.get() == -ENOENT || file.get() == -ENOTDIR) {
     return absl::NotFoundError("");
   }
-  if (!file) return OsError(object, "open it", -file.get());
+  if (!file) return options_.allow_roots.Error(object, "open it", file.get());
   struct stat info = {};
   if (int error = fs_->Stat(file.get(), &info); error < 0) {
     return OsError(object, "look at it", -error);
@@ -161,7 +161,7 @@ absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& requ
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
                      "remove: needs a job, jobs/{job}: the removal waits for its saves");
   }
-  CKPTD_ASSIGN_OR_RETURN(record->target, ResolveTarget(fs_, request.path()));
+  CKPTD_ASSIGN_OR_RETURN(record->target, ResolveTarget(fs_, options_.allow_roots, request.path()));
   record->path = request.path();
   record->device = record->target.device;
   record->keys = {record->target.path};
@@ -262,7 +262,8 @@ absl::StatusOr<v1::FlushResponse> SaveQueue::Flush(const v1::FlushRequest& reque
   CKPTD_ASSIGN_OR_RETURN(const std::string job, JobOfParent(request.parent(), true));
   std::string path;
   if (!request.path().empty()) {
-    CKPTD_ASSIGN_OR_RETURN(const Target target, ResolveTarget(fs_, request.path()));
+    CKPTD_ASSIGN_OR_RETURN(const Target target,
+                           ResolveTarget(fs_, options_.allow_roots, request.path()));
     path = target.path;
   }
   std::vector<SavePtr> saves;

@@ -40,7 +40,7 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       pool_(pool),
       backends_(backends),
       options_(options),
-      persister_(fs, TempPrefix(journal->id()), options.failpoints),
+      persister_(fs, options.allow_roots, TempPrefix(journal->id()), options.failpoints),
       prepare_calls_(kPrepareThreads),
       work_(options.workers_per_device),
       idle_since_(clock->Uptime()) {
@@ -233,9 +233,10 @@ absl::StatusOr<Target> SaveQueue::PrepareWithin(const std::string& path, mode_t 
   };
   CKPTD_RETURN_IF_ERROR(CheckPath(path));
   auto shared = std::make_shared<Shared>();
-  const bool answered = prepare_calls_.Run(
-      [shared, fs = fs_, path, umask] { shared->target = PrepareTarget(fs, path, umask); },
-      options_.target_patience);
+  const bool answered =
+      prepare_calls_.Run([shared, fs = fs_, roots = options_.allow_roots, path,
+                          umask] { shared->target = PrepareTarget(fs, roots, path, umask); },
+                         options_.target_patience);
   const size_t slash = path.rfind('/');
   const std::string folder = path.substr(0, slash);
   absl::MutexLock lock(&mu_);

@@ -48,6 +48,8 @@ class SaveQueue {
     absl::Duration history_age = absl::Hours(24 * 7);
     // The most tensors that one save may announce.
     int64_t max_tensors = 1000000;
+    // Where checkpoints may be.
+    AllowedRoots allow_roots;
     // How long a save or removal is tried again after an error of the storage that may pass.
     absl::Duration retry_timeout = absl::Seconds(30);
     // Between the first two attempts, at most; doubled for each further one, up to the second.

@@ -10,6 +10,7 @@
 //
 // A daemon that dies before 2 leaves image and row to the next one, which begins at 1.
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -120,7 +121,8 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
   const CrashMarker::Scope blame(options_.crash_marker, record->number);
   PassFailpoint("persist.begin");
   if (record->unprepared) {
-    CKPTD_ASSIGN_OR_RETURN(record->target, PrepareTarget(fs_, record->save.path(), record->umask));
+    CKPTD_ASSIGN_OR_RETURN(record->target, PrepareTarget(fs_, options_.allow_roots,
+                                                         record->save.path(), record->umask));
     record->unprepared = false;
   }
   if (record->adopted) RemoveLeftovers(record->target);
@@ -176,11 +178,14 @@ void SaveQueue::FinishSave(const SavePtr& record, const absl::Status& result) {
 void SaveQueue::RemoveLeftovers(const Target& target) {
   const std::string prefix = TempPrefix(journal_->id());
   std::vector<std::string> names;
-  fs_->List(target.dir, &names);
+  const FileDescriptor dir =
+      options_.allow_roots.OpenBelow(fs_, target.dir, O_RDONLY | O_DIRECTORY);
+  if (!dir) return;
+  fs_->ListAt(dir.get(), ".", &names);
   for (const std::string& name : names) {
     if (!absl::StartsWith(name, prefix)) continue;
-    const std::string path = absl::StrCat(target.dir, "/", name);
-    if (fs_->Unlink(path) == 0) spdlog::info("removed {}, which an earlier daemon left", path);
+    if (fs_->UnlinkAt(dir.get(), name) < 0) continue;
+    spdlog::info("removed {}/{}, which an earlier daemon left", target.dir, name);
   }
 }
 
@@ -198,7 +203,7 @@ void SaveQueue::RunRemove(const RemovePtr& record) {
   if (status.ok()) {
     if (record->adopted) RemoveLeftovers(record->target);
     record->adopted = false;
-    status = RemovePath(fs_, record->target);
+    status = RemovePath(fs_, options_.allow_roots, record->target);
     PassFailpoint("remove.removed");
     absl::MutexLock lock(&mu_);
     if (!status.ok() && stopping_) return;

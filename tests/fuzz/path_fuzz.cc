@@ -60,7 +60,7 @@ void CheckForm(const Target& target, const std::string& path) {
 
 void Tree::CheckSpelling(const std::string& spelling, const Target& target) const {
   if (spelling.size() >= PATH_MAX) return;
-  const auto other = ResolveTarget(fs_.get(), spelling);
+  const auto other = ResolveTarget(fs_.get(), {}, spelling);
   FUZZ_CHECK(other.ok(), other.status().ToString());
   FUZZ_CHECK(other->path == target.path,
              absl::StrCat(spelling, " -> ", other->path, ", not ", target.path));
@@ -69,7 +69,7 @@ void Tree::CheckSpelling(const std::string& spelling, const Target& target) cons
 void Tree::Check(const std::string& rest) const {
   const std::string path = dir_ / rest;
   const absl::Status checked = CheckPath(path);
-  const absl::StatusOr<Target> target = ResolveTarget(fs_.get(), path);
+  const absl::StatusOr<Target> target = ResolveTarget(fs_.get(), {}, path);
   if (!target.ok()) {
     FUZZ_CHECK(!ReasonOf(target.status()).empty(), target.status().ToString());
     return;

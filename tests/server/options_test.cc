@@ -21,9 +21,9 @@ using testing::HasSubstr;
 class OptionsTest : public testing::Test {
  protected:
   OptionsTest() {
-    for (const char* name :
-         {"CKPTD_ADDRESS", "XDG_RUNTIME_DIR", "CKPTD_SOCKET", "CKPTD_POOL_DIR",
-          "CKPTD_STAGING_BUDGET", "CKPTD_DRAIN_TIMEOUT", "CKPTD_IDLE_EXIT", "CKPTD_LOG_LEVEL"}) {
+    for (const char* name : {"CKPTD_ADDRESS", "XDG_RUNTIME_DIR", "CKPTD_SOCKET", "CKPTD_POOL_DIR",
+                             "CKPTD_STAGING_BUDGET", "CKPTD_DRAIN_TIMEOUT", "CKPTD_IDLE_EXIT",
+                             "CKPTD_LOG_LEVEL", "CKPTD_ALLOW_ROOT"}) {
       // NOLINTNEXTLINE(concurrency-mt-unsafe): this test has one thread
       const char* value = std::getenv(name);
       old_[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
@@ -202,6 +202,46 @@ TEST_F(OptionsTest, HelpAndVersionAreNoErrors) {
   EXPECT_TRUE(result.exit);
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(output_, std::string("ckptd ") + CKPTD_VERSION + "\n");
+}
+
+// ---- --allow-root ----------------------------------------------------------------------------
+
+TEST_F(OptionsTest, AllowRootMayBeGivenMoreThanOnce) {
+  using testing::ElementsAre;
+  EXPECT_THAT(ParseOk({}).allow_roots, testing::IsEmpty());
+  EXPECT_THAT(ParseOk({"--allow-root", "/a"}).allow_roots, ElementsAre("/a"));
+  EXPECT_THAT(ParseOk({"--allow-root", "/a", "--allow-root=/b/c"}).allow_roots,
+              ElementsAre("/a", "/b/c"));
+  EXPECT_THAT(ParseOk({"--allow-root", "/a:/b"}).allow_roots, ElementsAre("/a", "/b"));
+}
+
+TEST_F(OptionsTest, AllowRootFromTheEnvironmentAndTheFile) {
+  using testing::ElementsAre;
+  const TempDir dir;
+  WriteFile(dir / "one", "allow-root = \"/file\"\n");
+  WriteFile(dir / "two", "allow-root = [\"/file\", \"/other file\"]\n");
+  EXPECT_THAT(ParseOk({"--config", dir / "one"}).allow_roots, ElementsAre("/file"));
+  EXPECT_THAT(ParseOk({"--config", dir / "two"}).allow_roots, ElementsAre("/file", "/other file"));
+  SetEnv("CKPTD_ALLOW_ROOT", "/a:/b");
+  EXPECT_THAT(ParseOk({"--config", dir / "two"}).allow_roots, ElementsAre("/a", "/b"));
+  EXPECT_THAT(ParseOk({"--allow-root", "/flag"}).allow_roots, ElementsAre("/flag"));
+}
+
+// What is meant to limit must not turn out to limit nothing.
+TEST_F(OptionsTest, RefusesAnAllowRootThatIsNotAbsolute) {
+  for (const char* value : {"relative", "", "./x", "/a:b", ":"}) {
+    const CommandLine result = Parse({"--allow-root", value});
+    EXPECT_TRUE(result.exit) << value;
+    EXPECT_EQ(result.exit_code, 2) << value;
+    EXPECT_THAT(errors_, HasSubstr("--allow-root")) << value;
+  }
+  EXPECT_EQ(Parse({"--allow-root", "/a", "/b"}).exit_code, 2) << "a stray argument";
+  EXPECT_EQ(Parse({"--allow-root"}).exit_code, 2);
+  const TempDir dir;
+  for (const char* value : {"[]", "\"\"", "[\"/a\", \"\"]"}) {
+    WriteFile(dir / "file", std::string("allow-root = ") + value + "\n");
+    EXPECT_EQ(Parse({"--config", dir / "file"}).exit_code, 2) << value;
+  }
 }
 
 }  // namespace

@@ -93,6 +93,49 @@ TEST_F(DaemonTest, TheDefaultBudgetIsNotMoreThanAQuarterOfTheTmpfs) {
   EXPECT_LE(static_cast<uint64_t>(status.pool().budget_bytes()), space.capacity / 4);
 }
 
+TEST_F(DaemonTest, WorksOnlyBeneathAllowRoot) {
+  std::filesystem::create_directory(disk_ / "root");
+  std::filesystem::create_directory(disk_ / "outside");
+  std::filesystem::create_symlink("../outside", disk_ / "root/link");
+  WriteFile(disk_ / "outside/f", "kept");
+  Options options = MakeOptions();
+  options.allow_roots = {disk_ / "root"};
+  ASSERT_OK_AND_ASSIGN(auto daemon, Daemon::Start(options));
+  const auto stub = Connect(options);
+  ClientSession session(stub.get());
+  const auto not_allowed = IsError(StatusCode::kPermissionDenied, "PATH_NOT_ALLOWED");
+  v1::BeginSaveRequest begin;
+  begin.set_session_id(session.id());
+  begin.set_name("jobs/j/saves/s");
+  begin.set_backend("torch");
+  begin.set_object_bytes(10);
+  v1::BeginLoadRequest load;
+  load.set_session_id(session.id());
+  v1::RemoveCheckpointRequest remove;
+  remove.set_parent("jobs/j");
+  remove.set_wait(true);
+  for (const char* path : {"outside/f", "root/../outside/f", "root/link/f"}) {
+    SCOPED_TRACE(path);
+    begin.set_path(disk_ / path);
+    load.set_path(disk_ / path);
+    remove.set_path(disk_ / path);
+    EXPECT_THAT(Call(stub.get(), &Stub::BeginSave, begin), not_allowed);
+    EXPECT_THAT(Call(stub.get(), &Stub::BeginLoad, load), not_allowed);
+    EXPECT_THAT(Call(stub.get(), &Stub::RemoveCheckpoint, remove), not_allowed);
+  }
+  EXPECT_EQ(ReadFile(disk_ / "outside/f"), "kept");
+
+  begin.set_path(disk_ / "root/new/a.ckpt");
+  ASSERT_OK(Call(stub.get(), &Stub::BeginSave, begin));
+  v1::CommitSaveRequest commit;
+  commit.set_name(begin.name());
+  ASSERT_OK(Call(stub.get(), &Stub::CommitSave, commit));
+  load.set_path(begin.path());
+  EXPECT_OK(Call(stub.get(), &Stub::BeginLoad, load));
+  EXPECT_OK(daemon->Drain());
+  EXPECT_THAT(ReadFile(disk_ / "root/new/a.ckpt"), HasSubstr("archive/data.pkl"));
+}
+
 TEST_F(DaemonTest, IsIdleForTooLongOnlyWhereToldTo) {
   ASSERT_OK_AND_ASSIGN(auto never, Daemon::Start(MakeOptions()));
   EXPECT_FALSE(never->IdleForTooLong());
@@ -112,6 +155,10 @@ TEST_F(DaemonTest, SaysWhyItCannotStart) {
   Options options = MakeOptions();
   options.socket = "relative";
   EXPECT_THAT(Daemon::Start(options), IsError(StatusCode::kInvalidArgument, "INVALID_PATH"));
+  options = MakeOptions();
+  options.allow_roots = {disk_ / "none"};
+  const auto no_root = Daemon::Start(options);
+  EXPECT_THAT(no_root, Says("--allow-root " + (disk_ / "none")));
   options = MakeOptions();
   WriteFile(shm_ / "pool", "a file");
   EXPECT_THAT(Daemon::Start(options), IsError(StatusCode::kFailedPrecondition, "NOT_A_DIRECTORY"));

@@ -152,6 +152,31 @@ TEST(PosixFileSystemTest, AnswersLikeTheKernel) {
   EXPECT_EQ(fs->RealPath(dir / "none", &real), -ENOENT);
 }
 
+TEST(PosixFileSystemTest, StaysBeneathAFolder) {
+  const TempDir dir;
+  const auto fs = NewPosixFileSystem();
+  std::filesystem::create_directories(dir / "in/deep");
+  WriteFile(dir / "in/deep/f", "");
+  WriteFile(dir / "out", "");
+  const FileDescriptor in(fs.get(), fs->Open(dir / "in", O_PATH | O_DIRECTORY, 0));
+  const auto open = [&](const std::string& path) {
+    const FileDescriptor file(fs.get(), fs->OpenBeneath(in.get(), path, O_RDONLY));
+    return file ? 0 : file.get();
+  };
+  std::filesystem::create_symlink("../deep/f", dir / "in/deep/stays");
+  std::filesystem::create_symlink("../../out", dir / "in/deep/leaves");
+  std::filesystem::create_symlink(dir / "in/deep/f", dir / "in/absolute");
+  std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(in.get()), dir / "in/proc");
+  EXPECT_EQ(open("."), 0);
+  EXPECT_EQ(open("deep/f"), 0);
+  EXPECT_EQ(open("deep/../deep/stays"), 0);
+  EXPECT_EQ(open("none"), -ENOENT);
+  for (const char* path : {"..", "../out", "deep/../../out", "deep/leaves", "absolute", "proc/f"}) {
+    EXPECT_EQ(open(path), -EXDEV) << path;
+  }
+  EXPECT_EQ(open(dir / "in/deep/f"), -EXDEV);
+}
+
 TEST(PosixFileSystemTest, GivesAnUnnamedFileAName) {
   const TempDir dir;
   const auto fs = NewPosixFileSystem();

@@ -19,7 +19,7 @@ class LostMemoryTest : public PersistFixture {
  protected:
   absl::Status PersistSourceOf(const PersistSource& source) {
     PersistControl control;
-    return Persister(&fs_, TempPrefix("test")).Persist(source, target_, 022, &control);
+    return Persister(&fs_, {}, TempPrefix("test")).Persist(source, target_, 022, &control);
   }
   // The old file is still there, whole and alone.
   void ExpectOld() {

@@ -82,7 +82,6 @@ TEST_P(PersistFaultsTest, OldOrNewAndNothingBesideIt) {
       bool after_publish = false;
       for (const FsCall& call : calls) {
         if (call.result == -expected.error) break;
-        if (call.op == FsOp::kSync) after_publish = true;
         if (call.op == FsOp::kRename && call.target == target_.path) after_publish = true;
         if (call.op == FsOp::kLink && call.path == target_.path && call.result == 0) {
           after_publish = true;
@@ -157,7 +156,7 @@ class PersistSealTest : public PersistFixture {
     PersistSource source = image.Source();
     source.seal = std::move(seal);
     PersistControl control;
-    return Persister(&fs_, TempPrefix("test")).Persist(source, target_, 022, &control);
+    return Persister(&fs_, {}, TempPrefix("test")).Persist(source, target_, 022, &control);
   }
 
   const std::string content_ = Content(20 << 20, 1);

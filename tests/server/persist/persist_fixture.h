@@ -83,7 +83,7 @@ class PersistFixture : public testing::Test {
   }
   absl::Status Persist(const std::string& content, mode_t umask, PersistControl* control) {
     const PageAligned image(content);
-    return Persister(&fs_, TempPrefix("test")).Persist(image.Source(), target_, umask, control);
+    return Persister(&fs_, {}, TempPrefix("test")).Persist(image.Source(), target_, umask, control);
   }
 
   std::vector<std::string> NamesOnly() const { return {"last.ckpt"}; }

@@ -3,8 +3,12 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "server/persist/persister.h"
+#include "tests/server/persist/persist_fixture.h"
 #include "tests/server/testing/faulty_file_system.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"
@@ -19,7 +23,7 @@ using testing::IsEmpty;
 class RemovePathTest : public testing::Test {
  protected:
   absl::Status Remove(const std::string& name) {
-    return RemovePath(&fs_, Target{dir_.path(), dir_ / name});
+    return RemovePath(&fs_, {}, Target{dir_.path(), dir_ / name});
   }
   void MakeTree() {
     std::filesystem::create_directories(dir_ / "tree/a/b");
@@ -54,7 +58,7 @@ TEST_F(RemovePathTest, RemovesAFileAndSyncsItsFolder) {
 
 TEST_F(RemovePathTest, AMissingPathIsNoError) {
   EXPECT_OK(Remove("none"));
-  EXPECT_OK(RemovePath(&fs_, Target{dir_ / "no/folder", dir_ / "no/folder/f"}));
+  EXPECT_OK(RemovePath(&fs_, {}, Target{dir_ / "no/folder", dir_ / "no/folder/f"}));
 }
 
 TEST_F(RemovePathTest, RemovesASymlinkItself) {
@@ -80,12 +84,49 @@ TEST_F(RemovePathTest, RemovesATreeAndFollowsNoSymlinkInIt) {
 TEST_F(RemovePathTest, SaysWhatItCouldNotRemove) {
   MakeTree();
   fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
-    if (call.op == FsOp::kUnlink && call.path == dir_ / "tree/a/y") return -EROFS;
+    if (call.op == FsOp::kUnlink && call.path.rfind("/a/y") != std::string::npos) return -EROFS;
     return std::nullopt;
   });
   const absl::Status status = Remove("tree");
   EXPECT_THAT(status, IsError(StatusCode::kFailedPrecondition, "READ_ONLY_STORAGE"));
-  EXPECT_THAT(status, Says("path " + (dir_ / "tree/a/y") + ": cannot remove it"));
+  // Where it is by now.
+  ASSERT_EQ(dir_.List().size(), 1u);
+  EXPECT_TRUE(IsDotName(dir_.List().front()));
+  EXPECT_THAT(status, Says("path " + (dir_ / dir_.List().front()) + "/a/y: cannot remove it"));
+}
+
+// A checkpoint of many files is there with all of them, or it is gone.
+TEST_F(RemovePathTest, ATreeIsNeverSeenWithAPartOfItsFiles) {
+  std::filesystem::create_directory(dir_ / "kept");
+  MakeTree();
+  std::set<std::vector<std::string>> seen;
+  fs_.SetAfter([&](const FsCall& /*call*/) {
+    std::vector<std::string> found;
+    if (std::filesystem::exists(dir_ / "tree")) {
+      for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_ / "tree")) {
+        found.push_back(entry.path());
+      }
+    }
+    seen.insert(found);
+  });
+  EXPECT_OK(Remove("tree"));
+  EXPECT_EQ(seen.size(), 2u) << "something between all and nothing was to be seen";
+  EXPECT_THAT(dir_.List(), ElementsAre("kept"));
+}
+
+// As an overlay does it with a folder that comes from below.
+TEST_F(RemovePathTest, ATreeThatCannotBeRenamedIsRemovedWhereItIs) {
+  MakeTree();
+  fs_.FailAll(FsOp::kRename, EXDEV);
+  EXPECT_OK(Remove("tree"));
+  EXPECT_THAT(dir_.List(), IsEmpty());
+}
+
+TEST_F(RemovePathTest, ATreeThatMayNotBeRenamedStaysAsItIs) {
+  MakeTree();
+  fs_.FailAll(FsOp::kRename, EACCES);
+  EXPECT_THAT(Remove("tree"), IsError(StatusCode::kPermissionDenied, "PERMISSION_DENIED"));
+  EXPECT_EQ(ReadFile(dir_ / "tree/a/b/z"), "z");
 }
 
 // Whatever fails: an error, and the next attempt removes the rest.

@@ -10,10 +10,10 @@ namespace ckptd {
 namespace {
 
 constexpr std::array<const char*, 27> kNames = {
-    "Open",    "Close",    "Write", "Read",   "Truncate", "Allocate", "Chmod",
-    "Stat",    "DataSync", "Sync",  "Flags?", "SetFlags", "Link",     "Rename",
-    "Unlink",  "Rmdir",    "Mkdir", "Lstat",  "Access",   "RealPath", "List",
-    "StatVfs", "Type",     "Map",   "Unmap",  "Remap",    "Populate"};
+    "Open",    "OpenBeneath", "Close", "Write",  "Read",     "Truncate", "Allocate",
+    "Stat",    "DataSync",    "Sync",  "Flags?", "SetFlags", "Link",     "Rename",
+    "Unlink",  "Rmdir",       "Mkdir", "Lstat",  "Access",   "RealPath", "List",
+    "StatVfs", "Type",        "Map",   "Unmap",  "Remap",    "Populate"};
 
 // Values of a fault's countdown.
 constexpr int kNeverAgain = 0;
@@ -119,11 +119,11 @@ int64_t FaultyFileSystem::Do(FsCall call, Make make) {
   return call.result;
 }
 
-int FaultyFileSystem::Open(const std::string& path, int flags, mode_t mode) {
-  return static_cast<int>(
-      Do(OnName(FsOp::kOpen, path, flags), [&](auto&) { return base_->Open(path, flags, mode); }));
-}
 int FaultyFileSystem::Close(int fd) {
+  {
+    absl::MutexLock lock(&mu_);
+    open_.erase(fd);
+  }
   const int closed = base_->Close(fd);
   return static_cast<int>(Do(OnFile(FsOp::kClose, fd), [&](auto&) { return closed; }));
 }
@@ -143,10 +143,6 @@ int FaultyFileSystem::Allocate(int fd, off_t length) {
   return static_cast<int>(Do(OnFile(FsOp::kAllocate, fd, static_cast<size_t>(length)),
                              [&](auto&) { return base_->Allocate(fd, length); }));
 }
-int FaultyFileSystem::Chmod(int fd, mode_t mode) {
-  return static_cast<int>(
-      Do(OnFile(FsOp::kChmod, fd), [&](auto&) { return base_->Chmod(fd, mode); }));
-}
 int FaultyFileSystem::Stat(int fd, struct stat* out) {
   return static_cast<int>(Do(OnFile(FsOp::kStat, fd), [&](auto&) { return base_->Stat(fd, out); }));
 }
@@ -165,43 +161,9 @@ int FaultyFileSystem::SetFlags(int fd, int flags) {
   return static_cast<int>(
       Do(OnFile(FsOp::kSetFlags, fd), [&](auto&) { return base_->SetFlags(fd, flags); }));
 }
-int FaultyFileSystem::Link(int fd, const std::string& path) {
-  FsCall call = OnFile(FsOp::kLink, fd);
-  call.path = path;
-  return static_cast<int>(Do(call, [&](auto&) { return base_->Link(fd, path); }));
-}
-int FaultyFileSystem::Rename(const std::string& from, const std::string& to) {
-  FsCall call = OnName(FsOp::kRename, from);
-  call.target = to;
-  return static_cast<int>(Do(call, [&](auto&) { return base_->Rename(from, to); }));
-}
-int FaultyFileSystem::Unlink(const std::string& path) {
-  return static_cast<int>(
-      Do(OnName(FsOp::kUnlink, path), [&](auto&) { return base_->Unlink(path); }));
-}
-int FaultyFileSystem::RemoveDirectory(const std::string& path) {
-  return static_cast<int>(Do(OnName(FsOp::kRemoveDirectory, path),
-                             [&](auto&) { return base_->RemoveDirectory(path); }));
-}
-int FaultyFileSystem::MakeDirectory(const std::string& path, mode_t mode) {
-  return static_cast<int>(Do(OnName(FsOp::kMakeDirectory, path),
-                             [&](auto&) { return base_->MakeDirectory(path, mode); }));
-}
-int FaultyFileSystem::LinkStat(const std::string& path, struct stat* out) {
-  return static_cast<int>(
-      Do(OnName(FsOp::kLinkStat, path), [&](auto&) { return base_->LinkStat(path, out); }));
-}
-int FaultyFileSystem::Access(const std::string& path, int mode) {
-  return static_cast<int>(
-      Do(OnName(FsOp::kAccess, path), [&](auto&) { return base_->Access(path, mode); }));
-}
 int FaultyFileSystem::RealPath(const std::string& path, std::string* out) {
   return static_cast<int>(
       Do(OnName(FsOp::kRealPath, path), [&](auto&) { return base_->RealPath(path, out); }));
-}
-int FaultyFileSystem::List(const std::string& path, std::vector<std::string>* names) {
-  return static_cast<int>(
-      Do(OnName(FsOp::kList, path), [&](auto&) { return base_->List(path, names); }));
 }
 int FaultyFileSystem::StatVfs(const std::string& path, struct statvfs* out) {
   return static_cast<int>(
@@ -209,6 +171,63 @@ int FaultyFileSystem::StatVfs(const std::string& path, struct statvfs* out) {
 }
 int64_t FaultyFileSystem::Type(const std::string& path) {
   return Do(OnName(FsOp::kType, path), [&](auto&) { return base_->Type(path); });
+}
+std::string FaultyFileSystem::PathOf(int dir, const std::string& name) const {
+  absl::MutexLock lock(&mu_);
+  auto it = open_.find(dir);
+  if (it == open_.end()) return name;
+  return name == "." ? it->second : absl::StrCat(it->second, "/", name);
+}
+int FaultyFileSystem::Opened(int64_t fd, const std::string& path) {
+  absl::MutexLock lock(&mu_);
+  if (fd >= 0) open_[static_cast<int>(fd)] = path;
+  return static_cast<int>(fd);
+}
+int FaultyFileSystem::OpenAt(int dir, const std::string& name, int flags, mode_t mode) {
+  const std::string path = PathOf(dir, name);
+  return Opened(Do(OnName(FsOp::kOpen, path, flags),
+                   [&](auto&) { return base_->OpenAt(dir, name, flags, mode); }),
+                path);
+}
+int FaultyFileSystem::OpenBeneath(int dir, const std::string& name, int flags) {
+  const std::string path = PathOf(dir, name);
+  return Opened(Do(OnName(FsOp::kOpenBeneath, path, flags),
+                   [&](auto&) { return base_->OpenBeneath(dir, name, flags); }),
+                path);
+}
+int FaultyFileSystem::LinkAt(int fd, int dir, const std::string& name) {
+  FsCall call = OnFile(FsOp::kLink, fd);
+  call.path = PathOf(dir, name);
+  return static_cast<int>(Do(call, [&](auto&) { return base_->LinkAt(fd, dir, name); }));
+}
+int FaultyFileSystem::RenameAt(int dir, const std::string& from, const std::string& to) {
+  FsCall call = OnName(FsOp::kRename, PathOf(dir, from));
+  call.target = PathOf(dir, to);
+  return static_cast<int>(Do(call, [&](auto&) { return base_->RenameAt(dir, from, to); }));
+}
+int FaultyFileSystem::UnlinkAt(int dir, const std::string& name) {
+  return static_cast<int>(Do(OnName(FsOp::kUnlink, PathOf(dir, name)),
+                             [&](auto&) { return base_->UnlinkAt(dir, name); }));
+}
+int FaultyFileSystem::RemoveDirectoryAt(int dir, const std::string& name) {
+  return static_cast<int>(Do(OnName(FsOp::kRemoveDirectory, PathOf(dir, name)),
+                             [&](auto&) { return base_->RemoveDirectoryAt(dir, name); }));
+}
+int FaultyFileSystem::MakeDirectoryAt(int dir, const std::string& name, mode_t mode) {
+  return static_cast<int>(Do(OnName(FsOp::kMakeDirectory, PathOf(dir, name)),
+                             [&](auto&) { return base_->MakeDirectoryAt(dir, name, mode); }));
+}
+int FaultyFileSystem::LinkStatAt(int dir, const std::string& name, struct stat* out) {
+  return static_cast<int>(Do(OnName(FsOp::kLinkStat, PathOf(dir, name)),
+                             [&](auto&) { return base_->LinkStatAt(dir, name, out); }));
+}
+int FaultyFileSystem::AccessAt(int dir, const std::string& name, int mode) {
+  return static_cast<int>(Do(OnName(FsOp::kAccess, PathOf(dir, name)),
+                             [&](auto&) { return base_->AccessAt(dir, name, mode); }));
+}
+int FaultyFileSystem::ListAt(int dir, const std::string& name, std::vector<std::string>* names) {
+  return static_cast<int>(Do(OnName(FsOp::kList, PathOf(dir, name)),
+                             [&](auto&) { return base_->ListAt(dir, name, names); }));
 }
 int FaultyFileSystem::Map(int fd, size_t length, uint8_t** out) {
   return static_cast<int>(

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,15 +14,15 @@
 
 namespace ckptd {
 
-// One method of FileSystem each.
+// One method of FileSystem each, whether by path or in a folder.
 enum class FsOp {
   kOpen,
+  kOpenBeneath,
   kClose,
   kWrite,
   kRead,
   kTruncate,
   kAllocate,
-  kChmod,
   kStat,
   kDataSync,
   kSync,
@@ -44,7 +45,8 @@ enum class FsOp {
   kPopulate,
 };
 
-// A call as it was made; what a method does not take has its default.
+// A call as it was made; what a method does not take has its default. Names in a folder are told as
+// whole paths, by the one that the folder was opened with.
 struct FsCall {
   FsOp op = FsOp::kOpen;
   int fd = -1;
@@ -85,29 +87,29 @@ class FaultyFileSystem : public FileSystem {
   std::vector<FsCall> Calls() const;
   int Count(FsOp op) const;
 
-  int Open(const std::string& path, int flags, mode_t mode) override;
   int Close(int fd) override;
   ssize_t Write(int fd, const void* data, size_t length, off_t offset) override;
   ssize_t Read(int fd, void* data, size_t length, off_t offset) override;
   int Truncate(int fd, off_t length) override;
   int Allocate(int fd, off_t length) override;
-  int Chmod(int fd, mode_t mode) override;
   int Stat(int fd, struct stat* out) override;
   int DataSync(int fd) override;
   int Sync(int fd) override;
   int GetFlags(int fd) override;
   int SetFlags(int fd, int flags) override;
-  int Link(int fd, const std::string& path) override;
-  int Rename(const std::string& from, const std::string& to) override;
-  int Unlink(const std::string& path) override;
-  int RemoveDirectory(const std::string& path) override;
-  int MakeDirectory(const std::string& path, mode_t mode) override;
-  int LinkStat(const std::string& path, struct stat* out) override;
-  int Access(const std::string& path, int mode) override;
   int RealPath(const std::string& path, std::string* out) override;
-  int List(const std::string& path, std::vector<std::string>* names) override;
   int StatVfs(const std::string& path, struct statvfs* out) override;
   int64_t Type(const std::string& path) override;
+  int OpenAt(int dir, const std::string& name, int flags, mode_t mode) override;
+  int OpenBeneath(int dir, const std::string& path, int flags) override;
+  int LinkAt(int fd, int dir, const std::string& name) override;
+  int RenameAt(int dir, const std::string& from, const std::string& to) override;
+  int UnlinkAt(int dir, const std::string& name) override;
+  int RemoveDirectoryAt(int dir, const std::string& name) override;
+  int MakeDirectoryAt(int dir, const std::string& name, mode_t mode) override;
+  int LinkStatAt(int dir, const std::string& name, struct stat* out) override;
+  int AccessAt(int dir, const std::string& name, int mode) override;
+  int ListAt(int dir, const std::string& name, std::vector<std::string>* names) override;
   int Map(int fd, size_t length, uint8_t** out) override;
   int Unmap(uint8_t* data, size_t length) override;
   int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) override;
@@ -122,6 +124,10 @@ class FaultyFileSystem : public FileSystem {
 
   // The result that `call` answers in place of the base's, if any.
   std::optional<int64_t> Decide(FsCall& call);
+  // The path of a name in a folder.
+  std::string PathOf(int dir, const std::string& name) const;
+  // Keeps the path of what a call has opened.
+  int Opened(int64_t fd, const std::string& path);
   template <typename Make>
   int64_t Do(FsCall call, Make make);
 
@@ -131,6 +137,7 @@ class FaultyFileSystem : public FileSystem {
   Before before_ ABSL_GUARDED_BY(mu_);
   After after_ ABSL_GUARDED_BY(mu_);
   std::vector<FsCall> calls_ ABSL_GUARDED_BY(mu_);
+  std::map<int, std::string> open_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace ckptd
