@@ -18,14 +18,13 @@ _spec = importlib.util.spec_from_file_location(
 _fixtures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_fixtures)
 
-from harness import BUILD, WAIT_SECONDS  # noqa: E402 - found through that file
+from harness import CKPTCTL, WAIT_SECONDS  # noqa: E402 - found through that file
 
 from ckptd import rpc  # noqa: E402
 from ckptd.v1 import checkpoint_pb2 as pb  # noqa: E402
 
 make_daemon = _fixtures.make_daemon
 
-CKPTCTL = BUILD / "bin" / "ckptctl"
 WAIT = WAIT_SECONDS
 
 

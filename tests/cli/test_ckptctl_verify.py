@@ -8,15 +8,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import ckptd
 import torch
-from conftest import CKPTCTL, REPO, WAIT
 from ckptd.verify import check
 
+REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tests" / "python"))
 
-from zips import forge, pickle_and, record  # noqa: E402 - found there
+from harness import CKPTCTL, WAIT_SECONDS  # noqa: E402 - found there
+from zips import forge, pickle_and, record  # noqa: E402
 
 GOLDEN = REPO / "tests" / "server" / "testdata" / "small.pt"
 
@@ -29,7 +31,7 @@ def verify(*arguments, cwd=None) -> subprocess.CompletedProcess:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=5 * WAIT,
+        timeout=5 * WAIT_SECONDS,
     )
 
 

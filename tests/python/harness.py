@@ -20,6 +20,7 @@ from ckptd import rpc  # noqa: E402
 from ckptd.v1 import checkpoint_pb2 as pb  # noqa: E402
 
 BUILD = Path(os.environ.get("CKPTD_BUILD_DIR", REPO / "build"))
+CKPTCTL = BUILD / "bin" / "ckptctl"
 WAIT_SECONDS = 20.0
 
 

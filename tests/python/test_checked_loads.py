@@ -13,7 +13,7 @@ import pytest
 import torch
 from ckptd import rpc
 from ckptd.v1 import checkpoint_pb2 as pb
-from conftest import WAIT_SECONDS
+from harness import WAIT_SECONDS
 from objects import Custom, same
 from zips import STATE, damage, saved
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from ckptd import rpc
 from ckptd.v1 import checkpoint_pb2 as pb
-from conftest import WAIT_SECONDS, wait_until
+from harness import WAIT_SECONDS, wait_until
 
 
 @contextmanager

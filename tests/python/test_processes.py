@@ -198,13 +198,76 @@ class TestRestart:
             assert torch.equal(client.load(tmp_path / "b.ckpt")["x"], state["x"])
             client.flush()
 
-    def test_saves_that_died_with_the_daemon_are_reported_once(self, make_daemon, tmp_path):
+    def test_accepted_saves_survive_a_killed_daemon(self, make_daemon, tmp_path):
+        daemon = make_daemon()
+        client = daemon.client()
+        state = {"x": torch.arange(20_000_000)}
+        saves = [client.save(state, tmp_path / f"{i}.ckpt") for i in range(2)]
+        daemon.kill()
+        state["x"].zero_()
+        daemon.start()
+        client.flush()
+        for i, save in enumerate(saves):
+            save.result()
+            assert save.state == "SUCCEEDED"
+            loaded = torch.load(tmp_path / f"{i}.ckpt")["x"]
+            assert torch.equal(loaded, torch.arange(20_000_000))
+
+    def test_save_blocks_until_the_daemon_is_back(self, make_daemon, tmp_path):
+        daemon = make_daemon()
+        client = daemon.client()
+        client.save({"x": 0}, tmp_path / "a.ckpt").result()
+        daemon.stop()
+        done = []
+        thread = threading.Thread(
+            target=lambda: done.append(client.save({"x": 1}, tmp_path / "a.ckpt").result())
+        )
+        thread.start()
+        with pytest.raises(ckptd.DaemonUnavailableError):  # one with less patience
+            daemon.client(timeout=0.2).save({"x": 2}, tmp_path / "b.ckpt")
+        assert not done
+        daemon.start()
+        thread.join(WAIT_SECONDS)
+        assert done == [None]
+        assert torch.load(tmp_path / "a.ckpt") == {"x": 1}
+
+    def test_upgrade_under_load_loses_nothing(self, make_daemon, tmp_path):
+        daemon = make_daemon()
+        clients = [daemon.client(transport=transport) for transport in ("shm", "grpc")]
+        saved = {}
+        stop = threading.Event()
+
+        def work(index, client):
+            step = 0
+            while not stop.is_set() or step == 0:
+                path = tmp_path / f"{index}-{step}.ckpt"
+                saved[path] = (client.save({"x": torch.full((200_000,), step)}, path), step)
+                step += 1
+
+        threads = [threading.Thread(target=work, args=item) for item in enumerate(clients)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            count = len(saved)
+            wait_until(lambda c=count: len(saved) >= c + 10, "saves to be made")
+            assert daemon.stop() == 0
+            daemon.start()
+        stop.set()
+        for thread in threads:
+            thread.join(WAIT_SECONDS)
+        for path, (save, step) in saved.items():
+            save.result(WAIT_SECONDS)
+            assert torch.equal(torch.load(path)["x"], torch.full((200_000,), step))
+
+    def test_saves_that_no_daemon_knows_any_more_are_reported_once(self, make_daemon, tmp_path):
         daemon = make_daemon()
         client = daemon.client()
         save = client.save({"x": 1}, tmp_path / "a.ckpt")
         session = ckptd.client.session_for(daemon.address)
         wait_until((tmp_path / "a.ckpt").exists, "the save")
         daemon.kill()  # before the client has heard that the save is durable
+        shutil.rmtree(daemon.state)
+        shutil.rmtree(daemon.pool)
         daemon.start()
         client.save({"x": 2}, tmp_path / "b.ckpt")
         with pytest.raises(ckptd.SaveError, match="a.ckpt: the daemon ended before it told"):
@@ -216,7 +279,7 @@ class TestRestart:
 
     def test_without_a_daemon_flush_reports_what_was_pending(self, make_daemon, tmp_path):
         daemon = make_daemon()
-        client = daemon.client()
+        client = daemon.client(timeout=1)
         client.flush()
         client.save({"x": 1}, tmp_path / "a.ckpt")
         daemon.kill()

@@ -13,7 +13,7 @@ import ckptd
 import pytest
 import torch
 from ckptd.verify import check
-from conftest import REPO
+from harness import REPO
 from objects import CASES, same
 from zips import MAX32, STATE, damage, end_records, forge, pickle_and, record, saved
 

@@ -22,7 +22,13 @@ from .errors import (
 )
 from .names import PathLike
 from .save import Save
-from .session import RETRY_SECONDS, RETURN_TIMEOUT, Session, session_for
+from .session import (
+    LONG_RETURN_TIMEOUT,
+    RETRY_SECONDS,
+    RETURN_TIMEOUT,
+    Session,
+    session_for,
+)
 from .transfer import Attempt, Caller, call, load_once
 from .v1 import checkpoint_pb2 as pb
 from .verify import check
@@ -317,7 +323,7 @@ class Client:
         request = pb.FlushRequest(parent=parent, path=path)
         for left in reversed(range(_ATTEMPTS)):
             if session.ledger.pending(self._owner):
-                session.connect_within(deadline)
+                session.connect_within(min(deadline, time.monotonic() + LONG_RETURN_TIMEOUT))
             else:
                 session.connect()
             with session.operation() as session_id:

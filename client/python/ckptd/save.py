@@ -17,7 +17,7 @@ from .errors import (
     from_rpc,
     reason_of,
 )
-from .session import Session, session_for
+from .session import LONG_RETURN_TIMEOUT, Session, session_for
 from .v1 import checkpoint_pb2 as pb
 
 _ENDED = (pb.Save.SUCCEEDED, pb.Save.FAILED, pb.Save.CANCELLED, pb.Save.SUPERSEDED)
@@ -91,7 +91,7 @@ class Save:
         deadline = time.monotonic() + limit
         while not self.ended:
             session = session_for(self._address)
-            session.connect_within(deadline)
+            session.connect_within(min(deadline, time.monotonic() + LONG_RETURN_TIMEOUT))
             self._watch(session, limit, deadline)
             if not self.ended:
                 time.sleep(_PAUSE_SECONDS)

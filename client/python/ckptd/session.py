@@ -29,6 +29,8 @@ ANSWER_TIMEOUT = 30.0
 #: Seconds that a daemon which went away gets to come back by itself, before another is started or
 #: the client does without.
 RETURN_TIMEOUT = 5.0
+#: Seconds that it gets where somebody waits for what it had accepted.
+LONG_RETURN_TIMEOUT = 60.0
 #: Between two attempts to reach a daemon.
 RETRY_SECONDS = 0.05
 
