@@ -70,7 +70,8 @@ absl::Status Daemon::TakeOver() {
                                        &backends_, queue_options);
   CKPTD_RETURN_IF_ERROR(queue_->Restore(journal_.contents));
   journal_.contents = {};
-  if (!journal_.aside.empty()) {
+  if (journal_.journal->is_new()) {
+    // Nothing tells which images were accepted, so none is removed.
     const std::vector<std::string> images = ListImages(fs_.get(), options_.pool_dir);
     queue_->RestoreOrphans(images);
     RemoveStrays(fs_.get(), options_.pool_dir, {images.begin(), images.end()});

@@ -76,9 +76,7 @@ absl::StatusOr<OpenedJournal> OpenJournal(FileSystem* fs, const std::string& fil
       "{}. It is set aside as {}, and a new one begun. What was accepted and not durable is kept "
       "in the pool: ckptctl list --state failed shows it, ckptctl export writes it out",
       std::string(why.message()), aside);
-  CKPTD_ASSIGN_OR_RETURN(OpenedJournal fresh, OpenAndRead(fs, file));
-  fresh.aside = aside;
-  return fresh;
+  return OpenAndRead(fs, file);
 }
 
 }  // namespace ckptd

@@ -24,8 +24,6 @@ std::string JournalFile(const std::string& state_dir, const std::string& pool_di
 struct OpenedJournal {
   std::unique_ptr<Journal> journal;
   Journal::Contents contents;
-  // Where a journal that could not be read is now; empty if there was none.
-  std::string aside;
 };
 
 // Opens and reads the journal. One that cannot be read is set aside, and a new one begun; one of a

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/cli/text.h"
+#include "client/cpp/core/process.h"
 #include "client/cpp/core/save_state.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
@@ -57,6 +58,7 @@ void ShowSave(const v1::Save& save, Output& out) {
   line("Save", ShortSaveName(save.name()));
   line("State", StateName(save.state()));
   if (save.has_error()) line("Error", Printable(save.error().message()));
+  if (save.image_kept()) line("Image", "kept: export writes it elsewhere, cancel gives it up");
   line("Path", Printable(save.path()));
   line("Backend", Printable(save.backend()));
   line("Size",
@@ -96,6 +98,7 @@ absl::Status RunStatus(Daemon& daemon, const Options& options, Output& out) {
   absl::StrAppendFormat(
       &text, "Now       %d staging, %d queued, %d persisting, %d waiting for staging memory\n",
       queue.staging_count(), queue.queued_count(), queue.persisting_count(), queue.blocked_count());
+  absl::StrAppendFormat(&text, "Journal   %s\n", Printable(status.journal_file()));
   absl::StrAppendFormat(&text, "Done      %d durable (%s), %d failed\n", queue.succeeded_count(),
                         HumanBytes(queue.persisted_bytes()), queue.failed_count());
   out.Write(text);
@@ -144,21 +147,44 @@ absl::Status RunGet(Daemon& daemon, const Options& options, Output& out) {
 }
 
 absl::Status RunCancel(Daemon& daemon, const Options& options, Output& out) {
+  v1::GetSaveRequest get;
+  get.set_name(options.save);
+  v1::Save save;
+  CKPTD_RETURN_IF_ERROR(daemon.Call(&Stub::GetSave, get, &save, Timeout(options)));
+  const bool had_image = save.image_kept();
   v1::CancelSaveRequest request;
   request.set_name(options.save);
-  v1::Save save;
   CKPTD_RETURN_IF_ERROR(daemon.Call(&Stub::CancelSave, request, &save, Timeout(options)));
   const std::string name = ShortSaveName(save.name());
   if (options.json) {
     out.WriteJson(save);
+  } else if (had_image) {
+    out.Write(absl::StrCat(name, ": its image is given up\n"));
   } else if (!HasEnded(save)) {
     out.Write(absl::StrCat(name, ": is asked to stop\n"));
   } else if (save.state() == v1::Save::CANCELLED) {
     out.Write(absl::StrCat(name, ": cancelled\n"));
   }
-  if (HasEnded(save) && save.state() != v1::Save::CANCELLED) {
+  if (HasEnded(save) && save.state() != v1::Save::CANCELLED && !had_image) {
     return absl::FailedPreconditionError(
         absl::StrCat(name, ": cannot be cancelled, it has ended: ", StateName(save.state())));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunExport(Daemon& daemon, const Options& options, Output& out) {
+  v1::ExportSaveRequest request;
+  request.set_name(options.save);
+  request.set_path(options.path);
+  request.set_umask(CurrentUmask());
+  v1::ExportSaveResponse response;
+  CKPTD_RETURN_IF_ERROR(daemon.Call(&Stub::ExportSave, request, &response,
+                                    options.timeout.value_or(absl::InfiniteDuration())));
+  if (options.json) {
+    out.WriteJson(response);
+  } else {
+    out.Write(absl::StrCat(ShortSaveName(response.save().name()), ": written to ",
+                           Printable(options.path), "\n"));
   }
   return absl::OkStatus();
 }

@@ -14,6 +14,7 @@ absl::Status RunStatus(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunList(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunGet(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunCancel(Daemon& daemon, const Options& options, Output& out);
+absl::Status RunExport(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunFlush(Daemon& daemon, const Options& options, Output& out);
 
 // Checks files of this machine, without a daemon.

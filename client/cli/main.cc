@@ -23,6 +23,8 @@ absl::Status Run(Daemon& daemon, const Options& options, Output& out) {
       return RunWatch(daemon, options, out);
     case Options::Command::kCancel:
       return RunCancel(daemon, options, out);
+    case Options::Command::kExport:
+      return RunExport(daemon, options, out);
     case Options::Command::kFlush:
       return RunFlush(daemon, options, out);
     case Options::Command::kVerify:

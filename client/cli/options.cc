@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -161,6 +162,19 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_code) {
           options, false);
   AddSave(*add("cancel", "Ask a save to stop; what was at its path stays", Command::kCancel),
           options, true);
+  CLI::App* exporting =
+      add("export", "Write the staging image of a save that waits or has failed to another path",
+          Command::kExport);
+  AddSave(*exporting, options, true);
+  exporting
+      ->add_option_function<std::string>(
+          "PATH",
+          [&options](const std::string& path) {
+            options.path = std::filesystem::absolute(path).string();
+          },
+          "Where to, as the daemon sees it")
+      ->required()
+      ->type_name("");
   AddScope(*add("flush", "Wait until the saves and removals accepted so far have ended",
                 Command::kFlush),
            options, "Only those");

@@ -12,7 +12,7 @@ namespace ckptd::cli {
 
 // The whole command line, with its defaults.
 struct Options {
-  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kFlush, kVerify };
+  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kExport, kFlush, kVerify };
   Command command = Command::kStatus;
 
   // --address, else as DefaultAddress() says.

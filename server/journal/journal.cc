@@ -89,8 +89,8 @@ absl::Status Journal::Migrate() {
   CKPTD_ASSIGN_OR_RETURN(const int64_t application, database_->Number("PRAGMA application_id"));
   CKPTD_ASSIGN_OR_RETURN(const int64_t tables,
                          database_->Number("SELECT count(*) FROM sqlite_schema"));
-  const bool is_new = version == 0 && application == 0 && tables == 0;
-  if (!is_new && application != kApplicationId) return Corrupt(file_, "is no journal of ckptd");
+  is_new_ = version == 0 && application == 0 && tables == 0;
+  if (!is_new_ && application != kApplicationId) return Corrupt(file_, "is no journal of ckptd");
   if (version > kVersion) {
     return MakeError(
         absl::StatusCode::kFailedPrecondition, "JOURNAL_TOO_NEW",
@@ -107,7 +107,7 @@ absl::Status Journal::Migrate() {
     CKPTD_RETURN_IF_ERROR(database_->Execute(
         absl::StrCat("BEGIN; PRAGMA application_id = ", kApplicationId, "; ", kSteps[step],
                      " PRAGMA user_version = ", step + 1, "; COMMIT;")));
-    if (!is_new) spdlog::info("journal {}: migrated to version {}", file_, step + 1);
+    if (!is_new_) spdlog::info("journal {}: migrated to version {}", file_, step + 1);
   }
   return absl::OkStatus();
 }

@@ -88,6 +88,8 @@ class Journal {
 
   // 16 hexadecimal digits that no other journal has: marks files of this daemon beside targets.
   const std::string& id() const { return id_; }
+  // Whether there was none before: what an earlier daemon accepted is not known then.
+  bool is_new() const { return is_new_; }
 
  private:
   Journal(FileSystem* fs, std::string file) : fs_(fs), file_(std::move(file)) {}
@@ -100,7 +102,9 @@ class Journal {
 
   FileSystem* const fs_;
   const std::string file_;
-  std::string id_;  // immutable after Open
+  // Immutable after Open.
+  std::string id_;
+  bool is_new_ = false;
   absl::Mutex mu_;
   std::unique_ptr<SqlDatabase> database_ ABSL_GUARDED_BY(mu_);
   SqlStatement put_save_ ABSL_GUARDED_BY(mu_);

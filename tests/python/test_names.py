@@ -63,7 +63,7 @@ def test_paths(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        ({"on_full": "reject"}, "on_full: 'reject' is not supported; use \"block\"."),
+        ({"on_full": "drop"}, "on_full: 'drop' is not supported; use \"block\" or"),
         ({"on_unavailable": "hope"}, "on_unavailable: 'hope' is not supported"),
         ({"transport": "tcp"}, "transport: 'tcp' is not supported"),
         ({"timeout": 0}, "timeout: 0 is not a number of seconds above 0"),
