@@ -23,7 +23,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN apt-get update -q \
  && apt-get install -q -y --no-install-recommends \
       cmake ninja-build g++ pkg-config libabsl-dev libcli11-dev libgrpc++-dev libisal-dev \
-      libprotobuf-dev libspdlog-dev protobuf-compiler protobuf-compiler-grpc \
+      libprotobuf-dev libspdlog-dev libsqlite3-dev protobuf-compiler protobuf-compiler-grpc \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -36,12 +36,13 @@ FROM debian:bookworm-slim
 # hadolint ignore=DL3008
 RUN apt-get update -q \
  && apt-get install -q -y --no-install-recommends \
-      libabsl20220623 libgrpc++1.51 libisal2 libprotobuf32 libspdlog1.10 \
+      libabsl20220623 libgrpc++1.51 libisal2 libprotobuf32 libspdlog1.10 libsqlite3-0 \
  && rm -rf /var/lib/apt/lists/* \
  && install -d -m 0700 -o 65532 -g 65532 /run/ckptd
 COPY --from=build /build/bin/ckptd /build/bin/ckptctl /usr/bin/
 USER 65532:65532
-ENV CKPTD_ADDRESS=unix:/run/ckptd/ckptd.sock
+# The journal lies beside the socket: what it tells of is in /dev/shm, and lives no longer.
+ENV CKPTD_ADDRESS=unix:/run/ckptd/ckptd.sock CKPTD_STATE_DIR=/run/ckptd
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["ckptctl", "status"]
 ENTRYPOINT ["ckptd"]

@@ -62,6 +62,8 @@ absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(FileSystem* fs, const std
   std::unique_ptr<Journal> journal(new Journal(fs, file));
   {
     absl::MutexLock lock(&journal->mu_);
+    // SQLite would let others read it; what it makes beside the file has the file's mode.
+    FileDescriptor(fs, fs->Open(file, O_CREAT | O_RDWR | O_NOFOLLOW, 0600)).Close();
     CKPTD_ASSIGN_OR_RETURN(journal->database_, SqlDatabase::Open(file));
     // Exclusive: no shared memory beside the file, which network file systems do not have.
     CKPTD_RETURN_IF_ERROR(journal->database_->Execute(

@@ -48,7 +48,7 @@ absl::StatusOr<bool> SqlStatement::Step() {
   if (code == SQLITE_ROW) return true;
   if (code == SQLITE_DONE) return false;
   sqlite3* handle = sqlite3_db_handle(statement_.get());
-  const absl::Status status =
+  absl::Status status =
       MakeSqlError(sqlite3_db_filename(handle, "main"), "write or read a row", handle);
   sqlite3_reset(statement_.get());
   return status;

@@ -43,8 +43,7 @@ class SqlStatement {
 // that is no sound database JOURNAL_CORRUPT. Not thread-safe.
 class SqlDatabase {
  public:
-  // Makes the file, mode 0600 by the process's umask or stricter, where it does not exist. `file`
-  // is the only name of it that is used.
+  // Makes the file where it does not exist.
   static absl::StatusOr<std::unique_ptr<SqlDatabase>> Open(const std::string& file);
 
   absl::Status Execute(const std::string& sql);

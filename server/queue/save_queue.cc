@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/status/error_info.h"
@@ -39,10 +40,10 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       journal_(journal),
       pool_(pool),
       backends_(backends),
-      options_(options),
-      persister_(fs, options.allow_roots, TempPrefix(journal->id()), options.failpoints),
+      options_(std::move(options)),
+      persister_(fs, options_.allow_roots, TempPrefix(journal->id()), options_.failpoints),
       prepare_calls_(kPrepareThreads),
-      work_(options.workers_per_device),
+      work_(options_.workers_per_device),
       idle_since_(clock->Uptime()) {
   absl::MutexLock lock(&mu_);
   StartWorker();

@@ -75,7 +75,8 @@ class Daemon:
         self.address = f"unix:{socket}"
         self.log = open(os.path.join(self.folder.name, "log"), "w+")
         self.process = subprocess.Popen(
-            [binary, "--socket", socket, "--pool-dir", self.pool.name, f"--staging-budget={budget}"],
+            [binary, "--socket", socket, "--pool-dir", self.pool.name]
+            + ["--state-dir", f"{self.folder.name}/state", f"--staging-budget={budget}"],
             stderr=self.log,
         )
         deadline = time.monotonic() + 30

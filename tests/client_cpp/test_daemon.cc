@@ -45,8 +45,9 @@ void TestDaemon::Start() {
   const std::string binary = Binary();
   ASSERT_EQ(access(binary.c_str(), X_OK), 0)
       << binary << " is missing: build it, or set CKPTD_BUILD_DIR to where bin/ckptd is";
-  std::vector<std::string> arguments = {binary, "--socket", run_ / "ckptd.sock", "--pool-dir",
-                                        memory_ / "pool"};
+  std::vector<std::string> arguments = {binary,         "--socket",        run_ / "ckptd.sock",
+                                        "--pool-dir",   memory_ / "pool",  "--state-dir",
+                                        run_ / "state", "--retry-timeout", "100ms"};
   arguments.insert(arguments.end(), flags_.begin(), flags_.end());
   pid_ = fork();
   if (pid_ == 0) Exec(binary, arguments);

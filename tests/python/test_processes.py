@@ -297,6 +297,7 @@ class TestUnavailable:
         folder = tempfile.mkdtemp(prefix="ckptd-test-", dir="/dev/shm")
         monkeypatch.setenv("CKPTD_BIN", str(BUILD / "bin" / "ckptd"))
         monkeypatch.setenv("CKPTD_POOL_DIR", f"{folder}/pool")
+        monkeypatch.setenv("CKPTD_STATE_DIR", f"{folder}/state")
         monkeypatch.setenv("CKPTD_STAGING_BUDGET", "64MiB")
         yield f"{folder}/pool"
         shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <csignal>
 #include <string>
@@ -106,6 +107,16 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   EXPECT_FALSE(contents->removes[0].error.has_value());
   ASSERT_TRUE(contents->removes[1].error.has_value());
   EXPECT_EQ(contents->removes[1].error->message(), "boom");
+}
+
+TEST_F(JournalTest, IsClosedToOthers) {
+  auto journal = Open();
+  ASSERT_OK(journal->PutSave(Entry("a", 1)));
+  for (const std::string& name : dir_.List()) {
+    struct stat info = {};
+    ASSERT_EQ(stat((dir_ / name).c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 0777, 0600u) << name;
+  }
 }
 
 TEST_F(JournalTest, ARowIsReplacedByName) {
