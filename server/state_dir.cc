@@ -43,8 +43,8 @@ absl::StatusOr<std::string> PrepareStateDir(FileSystem* fs, const std::string& s
     CKPTD_RETURN_IF_ERROR(PreparePrivateDir(fs, state_dir));
     return state_dir;
   }
-  const std::string usual = DefaultStateDir();
-  const std::string fallback = ParentDir(socket);
+  std::string usual = DefaultStateDir();
+  std::string fallback = ParentDir(socket);
   absl::Status status = absl::NotFoundError("neither XDG_STATE_HOME nor HOME is set");
   if (!usual.empty()) {
     status = PreparePrivateDir(fs, usual);

@@ -113,18 +113,20 @@ class HostileTest : public ApiTest, public testing::WithParamInterface<Case> {
   }
 };
 
-const Deed kDeeds[] = {
-    {"CutsToNothing", [](SharedMemoryClient* c) { return ftruncate(c->fd(), 0); }, true},
-    {"CutsToHalf", [](SharedMemoryClient* c) { return ftruncate(c->fd(), kBytes / 2); }, true},
-    {"Grows", [](SharedMemoryClient* c) { return ftruncate(c->fd(), 2 * kBytes); }, false},
-    {"Unmaps",
-     [](SharedMemoryClient* c) {
-       c->UnmapImage();
-       return 0;
-     },
-     false},
-    {"Unlinks", [](SharedMemoryClient* c) { return unlink(c->image().c_str()); }, false},
-};
+std::vector<Deed> Deeds() {
+  return {
+      {"CutsToNothing", [](SharedMemoryClient* c) { return ftruncate(c->fd(), 0); }, true},
+      {"CutsToHalf", [](SharedMemoryClient* c) { return ftruncate(c->fd(), kBytes / 2); }, true},
+      {"Grows", [](SharedMemoryClient* c) { return ftruncate(c->fd(), 2 * kBytes); }, false},
+      {"Unmaps",
+       [](SharedMemoryClient* c) {
+         c->UnmapImage();
+         return 0;
+       },
+       false},
+      {"Unlinks", [](SharedMemoryClient* c) { return unlink(c->image().c_str()); }, false},
+  };
+}
 
 std::string NameOf(const testing::TestParamInfo<Case>& info) {
   constexpr const char* kPhases[] = {"Staging", "Queued", "AboutToBeSealed", "AboutToBeWritten"};
@@ -133,7 +135,7 @@ std::string NameOf(const testing::TestParamInfo<Case>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Clients, HostileTest,
-                         testing::Combine(testing::ValuesIn(kDeeds),
+                         testing::Combine(testing::ValuesIn(Deeds()),
                                           testing::Values(Phase::kStaging, Phase::kQueued,
                                                           Phase::kSealing, Phase::kWriting)),
                          NameOf);

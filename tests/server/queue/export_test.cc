@@ -12,7 +12,6 @@ namespace ckptd {
 namespace {
 
 using absl::StatusCode;
-using testing::IsEmpty;
 
 class ExportTest : public QueueTest {
  protected:

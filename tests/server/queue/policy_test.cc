@@ -13,7 +13,6 @@ namespace {
 
 using absl::StatusCode;
 using testing::ElementsAre;
-using testing::IsEmpty;
 
 constexpr size_t kSize = 8192;
 

@@ -12,6 +12,7 @@
 #include <ostream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "server/os/memory_guard.h"
 #include "tests/server/staging/pool_fixture.h"
@@ -43,21 +44,23 @@ class ImageChangedTest : public PoolTest, public testing::WithParamInterface<Dee
   }
 };
 
-const Deed kDeeds[] = {
-    {"CutsToNothing", [](int fd) { return ftruncate(fd, 0); }, true},
-    {"CutsToHalf", [](int fd) { return ftruncate(fd, 2 << 20); }, true},
-    {"CutsTheLastByte", [](int fd) { return ftruncate(fd, (4 << 20) - 1); }, true},
-    {"Grows", [](int fd) { return ftruncate(fd, 5 << 20); }, false},
-    {"CutsAndGrowsAgain",
-     [](int fd) { return ftruncate(fd, 0) == 0 ? ftruncate(fd, 4 << 20) : -1; }, false},
-    {"PunchesAHole",
-     [](int fd) {
-       return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1 << 20, 4096);
-     },
-     false},
-};
+std::vector<Deed> Deeds() {
+  return {
+      {"CutsToNothing", [](int fd) { return ftruncate(fd, 0); }, true},
+      {"CutsToHalf", [](int fd) { return ftruncate(fd, 2 << 20); }, true},
+      {"CutsTheLastByte", [](int fd) { return ftruncate(fd, (4 << 20) - 1); }, true},
+      {"Grows", [](int fd) { return ftruncate(fd, 5 << 20); }, false},
+      {"CutsAndGrowsAgain",
+       [](int fd) { return ftruncate(fd, 0) == 0 ? ftruncate(fd, 4 << 20) : -1; }, false},
+      {"PunchesAHole",
+       [](int fd) {
+         return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1 << 20, 4096);
+       },
+       false},
+  };
+}
 
-INSTANTIATE_TEST_SUITE_P(Deeds, ImageChangedTest, testing::ValuesIn(kDeeds),
+INSTANTIATE_TEST_SUITE_P(Deeds, ImageChangedTest, testing::ValuesIn(Deeds()),
                          [](const auto& deed) { return deed.param.name; });
 
 TEST_P(ImageChangedTest, WhileInUseItIsNoticedAndTheImageIsGivenBack) {
