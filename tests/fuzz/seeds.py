@@ -13,6 +13,7 @@ import pathlib
 import pickle
 import struct
 import sys
+import zipfile
 
 import torch
 from ckptd.v1 import checkpoint_pb2 as v1
@@ -220,11 +221,45 @@ def pickles():
     yield "set", b"\x80\x02\x8fq\0K\1\x85q\1h\0\x86."
 
 
+def zips():
+    testdata = pathlib.Path(__file__).parents[1] / "server" / "testdata"
+    for file in testdata.glob("*.pt"):
+        yield file.stem, file.read_bytes()
+    deflated = io.BytesIO()
+    with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"x" * 100)
+    yield "deflated", deflated.getvalue()
+
+
+def journal():
+    def row(kind, image, save=b"", note=b""):
+        return bytes([kind, image, len(save), len(note)]) + save + note
+
+    def save(name, **fields):
+        fields = {"backend": "raw", "state": v1.Save.QUEUED, "path": "/f", **fields}
+        return v1.Save(name=f"jobs/j/saves/{name}", **fields).SerializeToString()
+
+    # An image is as long as its note: this one has just the length that it plans.
+    note = v1.BeginSaveRequest(name="jobs/j/saves/b", path="/f", backend="raw", object_bytes=1)
+    while note.object_bytes != note.ByteSize():
+        note.object_bytes = note.ByteSize()
+    note = note.SerializeToString()
+    ended, accepted = 0b0111, 0b1011
+    yield "ended", row(ended, 0, save("a"))
+    yield "lost", row(accepted, 0, save("a"))
+    yield "adopted", row(accepted, 2, save("b"), note) + row(accepted, 3, save("c"), note)
+    yield "outside", row(accepted, 5, save("b"), note)
+    yield "other-size", row(accepted, 2, save("b"), note + b"\x48\1")
+    yield "kept", row(ended, 2, save("b", state=v1.Save.FAILED, image_kept=True), note)
+    yield "one-seq-twice", row(0b1001, 2, save("b"), note) + row(0b1001, 3, save("c"), note)
+
+
 def main():
     out = pathlib.Path(sys.argv[1])
     for target, seeds in {
         "service_fuzz": service, "save_request_fuzz": save_request, "config_fuzz": config,
         "path_fuzz": paths, "name_fuzz": names, "pickle_fuzz": pickles,
+        "zip_fuzz": zips, "journal_fuzz": journal,
     }.items():
         (out / target).mkdir(parents=True, exist_ok=True)
         for name, data in seeds():
