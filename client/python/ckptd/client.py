@@ -18,11 +18,13 @@ from .errors import (
     DaemonUnavailableError,
     SaveError,
     SessionLostError,
+    from_rpc,
     reason_of,
 )
 from .names import PathLike
 from .save import Save
 from .session import (
+    ANSWER_TIMEOUT,
     LONG_RETURN_TIMEOUT,
     RETRY_SECONDS,
     RETURN_TIMEOUT,
@@ -343,6 +345,16 @@ class Client:
                     session.lose(session_id)
                     if not left:
                         raise
+                except grpc.RpcError as error:  # of the asking
+                    failure = from_rpc(
+                        error,
+                        about=session.address,
+                        waited_for="the daemon is slow to say what became of a save",
+                        timeout=ANSWER_TIMEOUT,
+                    )
+                    if not isinstance(failure, SessionLostError) or not left:
+                        raise failure from error
+                    session.lose(session_id)
         raise AssertionError("unreachable")
 
 

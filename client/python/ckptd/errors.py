@@ -13,6 +13,8 @@ import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 _DETAILS_KEY = "grpc-status-details-bin"
+# What a daemon answers about something that the one before had begun: gRPC reconnects by itself.
+_RESTARTED = ("SESSION_NOT_FOUND", "SAVE_NOT_FOUND", "LOAD_NOT_FOUND")
 
 
 class CheckpointError(RuntimeError):
@@ -127,6 +129,6 @@ def from_rpc(
     message = status.message if about in status.message else f"{about}: {status.message}"
     # A call is cancelled without a reason where another thread found the connection broken.
     broken = error.code() == grpc.StatusCode.UNAVAILABLE or reason == "CANCELLED"
-    if broken or reason == "SESSION_NOT_FOUND":
+    if broken or reason in _RESTARTED:
         return SessionLostError(message, reason=reason, path=path, save=save)
     return kind(message, reason=reason, path=path, save=save)

@@ -67,13 +67,13 @@ class Session:
             _probe(self.address)
             try:
                 self._open()
+                self.ledger.ask_orphans(self.id, self.get_save)
             except grpc.RpcError as error:
                 self._close_channel()
                 raise DaemonUnavailableError(
                     f"{self.address}: the daemon does not answer: {error.details()}",
                     reason=error.code().name,
                 ) from error
-            self.ledger.ask_orphans(self.id, self.get_save)
 
     def connect_within(self, deadline: float, start: bool = True) -> None:
         """Opens the session unless it is open; waits for a daemon that went away, or is about to.

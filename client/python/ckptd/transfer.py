@@ -154,6 +154,7 @@ def _fill(
             return
         except NotSharedError as error:
             if caller.transport == "shm":
+                _check_known(session, begun)  # else the image went with its daemon
                 raise SaveError(
                     f"{begun.save.path}: no shared memory with the daemon at {session.address}: "
                     f'{error}. Give both the same pool directory, or use transport="auto".',
@@ -175,6 +176,21 @@ def _fill(
             save=begun.save.name,
             kind=SaveError,
         ) from error
+
+
+def _check_known(session: Session, begun: pb.BeginSaveResponse) -> None:
+    """Raises SessionLostError where the daemon was restarted since the save began."""
+    request = pb.GetSaveRequest(name=begun.save.name)
+    call(
+        session,
+        "GetSave",
+        request,
+        timeout=ANSWER_TIMEOUT,
+        waited_for="the daemon is slow to say what became of the save",
+        path=begun.save.path,
+        save=begun.save.name,
+        kind=SaveError,
+    )
 
 
 def _abort(session: Session, save: Save) -> None:

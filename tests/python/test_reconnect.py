@@ -1,0 +1,82 @@
+"""The daemon dies, and is back, between two calls of a client that belong together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ckptd import transfer
+from ckptd.session import Session
+
+
+@pytest.fixture
+def dies_when_asked(make_daemon, monkeypatch):
+    """A daemon that dies over the next GetSave, and is back before the client hears of it."""
+    daemon = make_daemon()
+    ask = Session.get_save
+
+    def arm() -> None:
+        def die(session, name):
+            monkeypatch.setattr(Session, "get_save", ask)
+            daemon.kill()
+            try:
+                return ask(session, name)
+            finally:
+                daemon.start()
+
+        monkeypatch.setattr(Session, "get_save", die)
+
+    return daemon, arm
+
+
+def test_a_flush_goes_on(dies_when_asked, tmp_path):
+    daemon, arm = dies_when_asked
+    client = daemon.client()
+    save = client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt")
+    arm()
+    client.flush()
+    assert save.ended
+    assert save.state == "SUCCEEDED"
+
+
+def test_a_client_that_has_just_reconnected_does_so_again(dies_when_asked, tmp_path):
+    daemon, arm = dies_when_asked
+    client = daemon.client()
+    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt")
+    daemon.kill()
+    daemon.start()
+    arm()
+    assert client.load(tmp_path / "a.ckpt")["a"].sum() == 10
+    client.save({"a": torch.zeros(10)}, tmp_path / "b.ckpt").result()
+
+
+@pytest.mark.parametrize("transport", ["shm", "grpc"])
+def test_a_save_whose_daemon_was_restarted_since_it_began(
+    make_daemon, monkeypatch, tmp_path, transport
+):
+    daemon = make_daemon()
+    client = daemon.client(transport=transport)
+    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
+    restart_before(daemon, monkeypatch, transfer, "_fill")
+    client.save({"a": torch.zeros(10)}, tmp_path / "a.ckpt").result()
+    assert torch.load(tmp_path / "a.ckpt")["a"].sum() == 0
+
+
+def test_a_load_whose_daemon_was_restarted_since_it_began(make_daemon, monkeypatch, tmp_path):
+    daemon = make_daemon()
+    client = daemon.client(transport="grpc")
+    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
+    restart_before(daemon, monkeypatch, transfer.stream, "read")
+    assert client.load(tmp_path / "a.ckpt")["a"].sum() == 10
+
+
+def restart_before(daemon, monkeypatch, module, name: str) -> None:
+    """Has the daemon die, and be back, just before the next call of a function."""
+    function = getattr(module, name)
+
+    def restart(*arguments):
+        monkeypatch.setattr(module, name, function)
+        daemon.kill()
+        daemon.start()
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, restart)
