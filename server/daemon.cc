@@ -2,7 +2,10 @@
 
 #include <spdlog/spdlog.h>
 
+#include <set>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "plugins/torch/torch_plugin.h"
@@ -68,18 +71,21 @@ absl::Status Daemon::TakeOver() {
   queue_options.allow_roots = allow_roots_;
   queue_ = std::make_unique<SaveQueue>(fs_.get(), &clock_, journal_.journal.get(), pool_.get(),
                                        &backends_, queue_options);
-  CKPTD_RETURN_IF_ERROR(queue_->Restore(journal_.contents));
+  const bool is_new = journal_.journal->is_new();
+  CKPTD_RETURN_IF_ERROR(
+      queue_->Restore(journal_.contents, [&](const std::set<std::string>& images) {
+        if (is_new) return;
+        Pass("restart.adopted");
+        RemoveStrays(fs_.get(), options_.pool_dir, images);
+        Pass("restart.strays-removed");
+      }));
   journal_.contents = {};
-  if (journal_.journal->is_new()) {
+  if (is_new) {
     // Nothing tells which images were accepted, so none is removed.
     const std::vector<std::string> images = ListImages(fs_.get(), options_.pool_dir);
     queue_->RestoreOrphans(images);
     RemoveStrays(fs_.get(), options_.pool_dir, {images.begin(), images.end()});
-    return absl::OkStatus();
   }
-  Pass("restart.adopted");
-  RemoveStrays(fs_.get(), options_.pool_dir, queue_->ImagesInUse());
-  Pass("restart.strays-removed");
   return absl::OkStatus();
 }
 

@@ -30,10 +30,12 @@ inline constexpr absl::string_view kFailpoints[] = {
     "end.before-journal",
     "end.journaled",
     "end.released",
-    // A removal.
+    // A removal. A folder is hidden before what is in it goes.
     "remove.before-journal",
     "remove.journaled",
     "remove.begin",
+    "remove.hidden",
+    "remove.unlinked",
     "remove.removed",
     "remove.end-journaled",
     // A restart.

@@ -11,6 +11,10 @@ std::string TempPrefix(absl::string_view daemon_id) {
   return absl::StrCat(".ckptd-", daemon_id, "-");
 }
 
+std::string MakeOwnPrefix(absl::string_view daemon_id) {
+  return absl::StrCat(MakeTempName(TempPrefix(daemon_id)), "-");
+}
+
 std::string MakeTempName(absl::string_view prefix) {
   std::random_device random;
   return absl::StrCat(prefix, absl::Hex(random(), absl::kZeroPad8));

@@ -7,8 +7,13 @@
 
 namespace ckptd {
 
-// How the names of all files begin that the daemon with this id puts beside a target.
+// How the names of all files begin that the daemon with this id puts beside a target, as do those
+// that it put there before it was restarted.
 std::string TempPrefix(absl::string_view daemon_id);
+
+// A prefix below TempPrefix that only the caller has: tells the files of one start of the daemon
+// from those that earlier ones have left.
+std::string MakeOwnPrefix(absl::string_view daemon_id);
 
 // A new name for such a file: `prefix` and 8 random hexadecimal digits.
 std::string MakeTempName(absl::string_view prefix);

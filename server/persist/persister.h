@@ -68,8 +68,9 @@ class Persister {
 
 // Removes a file, a symlink or a folder with all that is in it, and syncs the folder it was in.
 // A missing path is no error. Follows no symlink, whoever puts it there and when, and removes
-// nothing outside of `roots`.
-absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target& target);
+// nothing outside of `roots`. `failpoints` may be null.
+absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target& target,
+                        Failpoints* failpoints = nullptr);
 
 }  // namespace ckptd
 

@@ -55,13 +55,17 @@ absl::Status RemoveTree(FileSystem* fs, int dir, const std::string& name, const 
 
 }  // namespace
 
-absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target& target) {
+absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target& target,
+                        Failpoints* failpoints) {
   const FileDescriptor dir = roots.OpenBelow(fs, target.dir, O_RDONLY | O_DIRECTORY);
   if (IsMissing(dir.get())) return absl::OkStatus();
   const std::string object = absl::StrCat("path ", target.path);
   if (!dir) {
     return roots.Error(object, absl::StrCat("open its folder ", target.dir), dir.get());
   }
+  const auto pass = [&](absl::string_view failpoint) {
+    if (failpoints != nullptr) failpoints->Pass(failpoint);
+  };
   const auto sync = [&]() -> absl::Status {
     const int error = fs->Sync(dir.get());
     if (error == 0) return absl::OkStatus();
@@ -76,8 +80,10 @@ absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target&
   if (error == 0 && S_ISDIR(info.st_mode)) {
     error = fs->RenameAt(dir.get(), name, hidden);
     if (error == 0) {
+      pass("remove.hidden");
       CKPTD_RETURN_IF_ERROR(sync());
       CKPTD_RETURN_IF_ERROR(RemoveTree(fs, dir.get(), hidden, hidden_path, 0));
+      pass("remove.unlinked");
       return sync();
     }
     // An overlay cannot rename a folder that comes from below: there it goes file by file.
@@ -85,6 +91,7 @@ absl::Status RemovePath(FileSystem* fs, const AllowedRoots& roots, const Target&
   }
   if (error < 0 && error != -ENOENT) return CannotRemove(target.path, error);
   CKPTD_RETURN_IF_ERROR(RemoveTree(fs, dir.get(), name, target.path, 0));
+  pass("remove.unlinked");
   return sync();
 }
 

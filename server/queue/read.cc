@@ -92,15 +92,6 @@ absl::Duration SaveQueue::IdleFor() const {
   return clock_->Uptime() - idle_since_;
 }
 
-std::set<std::string> SaveQueue::ImagesInUse() const {
-  absl::MutexLock lock(&mu_);
-  std::set<std::string> images;
-  for (const auto& [name, record] : by_name_) {
-    if (record->image != nullptr) images.insert(record->image->name());
-  }
-  return images;
-}
-
 absl::StatusOr<uint64_t> SaveQueue::Subscribe(const std::string& name, Listener listener) {
   absl::MutexLock lock(&mu_);
   if (name.empty()) {

@@ -2,17 +2,18 @@
 //
 //  1. The history comes back as it was.
 //  2. The image of each save that had not ended is adopted from the pool's folder, and its plan
-//  made
-//     again from the note beside it. One whose image is gone, as after a reboot, is FAILED. One
-//     over which daemons have crashed too often is FAILED as well, and its image is kept.
+//     is made again from the note beside it. One whose image is gone, as after a reboot, is FAILED.
+//     One over which daemons have crashed too often is FAILED as well, and its image is kept.
 //  3. Saves and removals take their places in the one order again, by the numbers they had.
+//  4. Whoever has called this removes from the pool's folder what belongs to no save.
 //
-// Then whoever has called this removes from the pool's folder what belongs to no save. What an
-// earlier daemon left beside a target goes when its save's turn comes: that storage may hang now.
+// Only then does any of it go on. What an earlier daemon left beside a target goes when its save's
+// turn comes: that storage may hang now.
 
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <set>
 
 #include "absl/strings/str_cat.h"
 #include "proto/status/error_info.h"
@@ -42,7 +43,9 @@ absl::Status Lost(const v1::Save& save, const absl::Status& why) {
 
 }  // namespace
 
-absl::Status SaveQueue::Restore(const Journal::Contents& contents) {
+absl::Status SaveQueue::Restore(
+    const Journal::Contents& contents,
+    const std::function<void(const std::set<std::string>& images)>& adopted) {
   absl::MutexLock lock(&mu_);
   std::vector<std::pair<uint64_t, uint64_t>> ended;
   uint64_t last_seq = 0;
@@ -91,6 +94,12 @@ absl::Status SaveQueue::Restore(const Journal::Contents& contents) {
   if (!accepted_.empty()) {
     spdlog::info("took over {} saves and removals of an earlier daemon", accepted_.size());
   }
+  // Under the lock, so that no worker has begun, nor given an image back to the pool.
+  std::set<std::string> images;
+  for (const auto& [name, record] : by_name_) {
+    if (record->image != nullptr) images.insert(record->image->name());
+  }
+  adopted(images);
   return absl::OkStatus();
 }
 

@@ -41,7 +41,8 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       pool_(pool),
       backends_(backends),
       options_(std::move(options)),
-      persister_(fs, options_.allow_roots, TempPrefix(journal->id()), options_.failpoints),
+      temp_prefix_(MakeOwnPrefix(journal->id())),
+      persister_(fs, options_.allow_roots, temp_prefix_, options_.failpoints),
       prepare_calls_(kPrepareThreads),
       work_(options_.workers_per_device),
       idle_since_(clock->Uptime()) {

@@ -77,12 +77,13 @@ class SaveQueue {
 
   // Takes over what an earlier daemon has accepted: adopts the images, and goes on in the order of
   // old. Before anything else is called.
-  absl::Status Restore(const Journal::Contents& contents);
+  // `adopted` is told the names of the images that saves have, before any of them is worked on: all
+  // others may go. It must not call the queue.
+  absl::Status Restore(const Journal::Contents& contents,
+                       const std::function<void(const std::set<std::string>& images)>& adopted);
   // The same for images of which no journal tells any more: they become FAILED saves with their
   // image kept.
   void RestoreOrphans(const std::vector<std::string>& images);
-  // Names of the images that saves have.
-  std::set<std::string> ImagesInUse() const;
 
   // ---- Sessions
   std::string OpenSession(const std::string& client);
@@ -226,6 +227,8 @@ class SaveQueue {
   Pool* const pool_;
   const BackendRegistry* const backends_;
   const Options options_;
+  // Of the names of the files that this start of the daemon puts beside targets.
+  const std::string temp_prefix_;
   const Persister persister_;
   BoundedCalls prepare_calls_;
 

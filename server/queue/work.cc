@@ -175,6 +175,7 @@ void SaveQueue::FinishSave(const SavePtr& record, const absl::Status& result) {
 }
 
 // Files of our own that an earlier daemon, which died over them, left in the folder of `target`.
+// Not those of this one: another worker may be writing one there.
 void SaveQueue::RemoveLeftovers(const Target& target) {
   const std::string prefix = TempPrefix(journal_->id());
   std::vector<std::string> names;
@@ -183,7 +184,7 @@ void SaveQueue::RemoveLeftovers(const Target& target) {
   if (!dir) return;
   fs_->ListAt(dir.get(), ".", &names);
   for (const std::string& name : names) {
-    if (!absl::StartsWith(name, prefix)) continue;
+    if (!absl::StartsWith(name, prefix) || absl::StartsWith(name, temp_prefix_)) continue;
     if (fs_->UnlinkAt(dir.get(), name) < 0) continue;
     spdlog::info("removed {}/{}, which an earlier daemon left", target.dir, name);
   }
@@ -203,7 +204,7 @@ void SaveQueue::RunRemove(const RemovePtr& record) {
   if (status.ok()) {
     if (record->adopted) RemoveLeftovers(record->target);
     record->adopted = false;
-    status = RemovePath(fs_, options_.allow_roots, record->target);
+    status = RemovePath(fs_, options_.allow_roots, record->target, options_.failpoints);
     PassFailpoint("remove.removed");
     absl::MutexLock lock(&mu_);
     if (!status.ok() && stopping_) return;

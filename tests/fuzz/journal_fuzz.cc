@@ -77,8 +77,10 @@ void Run(FuzzInput input) {
   SaveQueue::Options options;
   options.retry_timeout = absl::ZeroDuration();
   SaveQueue queue(fs.get(), &clock, journal->get(), &pool, &backends, options);
-  if (!queue.Restore(*contents).ok()) return;
-  RemoveStrays(fs.get(), shm.path(), queue.ImagesInUse());
+  const auto remove_strays = [&](const std::set<std::string>& images) {
+    RemoveStrays(fs.get(), shm.path(), images);
+  };
+  if (!queue.Restore(*contents, remove_strays).ok()) return;
   FUZZ_CHECK(queue.Drain(absl::Now() + absl::Seconds(20)) == 0, "what was restored does not end");
   const v1::QueueStatus status = queue.GetStatus();
   FUZZ_CHECK(status.queued_count() == 0 && status.persisting_count() == 0, status.DebugString());

@@ -1,11 +1,15 @@
 // What a queue leaves, by Stop or by its death, the next one goes on with.
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/persist/names.h"
 #include "server/queue/save_queue.h"
@@ -237,6 +241,31 @@ TEST_F(RestartTest, LeftoversBesideTheTargetGoAndNothingElse) {
   Restart();
   EXPECT_EQ(WaitForEnd("s").state(), v1::Save::SUCCEEDED);
   EXPECT_THAT(disk_.List(), ElementsAre(foreign, "f"));
+}
+
+TEST_F(RestartTest, WhatAnotherWorkerIsWritingIsNoLeftover) {
+  Jam();
+  ASSERT_NO_FATAL_FAILURE(Save("s", "f", "1"));
+  ASSERT_NO_FATAL_FAILURE(Save("t", "g", "2"));
+  ASSERT_TRUE(gate_.WaitForArrivals(2));
+  StopJammed();
+  // No unnamed files. The first worker has its file when the second one looks for leftovers, and
+  // goes on with it when the second one has looked.
+  Gate opened;
+  std::atomic<int> looks{0};
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (!absl::StartsWith(call.path, disk_.path())) return std::nullopt;
+    if (call.op == FsOp::kOpen && (call.flags & O_TMPFILE) == O_TMPFILE) return -EOPNOTSUPP;
+    if (call.op == FsOp::kList && ++looks == 2) EXPECT_TRUE(opened.WaitForArrivals(1));
+    if (call.op == FsOp::kRename) opened.Pass();
+    return std::nullopt;
+  });
+  Restart();
+  EXPECT_TRUE(opened.WaitForArrivals(2));
+  opened.Open();
+  EXPECT_EQ(WaitForEnd("s").state(), v1::Save::SUCCEEDED);
+  EXPECT_EQ(WaitForEnd("t").state(), v1::Save::SUCCEEDED);
+  EXPECT_THAT(disk_.List(), ElementsAre("f", "g"));
 }
 
 TEST_F(RestartTest, AFailedRemovalIsToldByTheNextDaemonOnce) {

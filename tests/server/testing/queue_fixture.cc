@@ -91,8 +91,9 @@ void QueueTest::StartAgain(const SaveQueue::Options& options,
   auto contents = journal_->Read();
   ASSERT_OK(contents);
   ASSERT_OK(CountCrashes(crashed, journal_.get(), &*contents));
-  ASSERT_OK(queue_->Restore(*contents));
-  if (!keep_images_) RemoveStrays(posix_.get(), shm_.path(), queue_->ImagesInUse());
+  ASSERT_OK(queue_->Restore(*contents, [&](const std::set<std::string>& images) {
+    if (!keep_images_) RemoveStrays(posix_.get(), shm_.path(), images);
+  }));
   session_ = queue_->OpenSession("host:1 test");
 }
 
