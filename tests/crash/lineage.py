@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Optional, Set
 
-import torch
-from pieces import digest
+from durability import is_temporary
+from ledger import LedgerReader
+from pieces import FileDigests
 
 from ckptd.v1 import checkpoint_pb2 as pb
 
 _CHECKPOINT = re.compile(r"(epoch=\d+-step=\d+|last)(-v\d+)?\.ckpt")
-# The name that a file has for the instant in which it replaces another one.
-_REPLACING = re.compile(r"\.ckptd-[0-9a-f]{16}")
-
-Identity = Tuple[int, int, int]
 
 
 class Lineage:
@@ -42,11 +38,11 @@ class Lineage:
         self._ever: Dict[str, Set[Optional[str]]] = {}
         self._may_be: Dict[str, Set[Optional[str]]] = {}
         self._steps: Dict[str, int] = {}  # by digest
-        self._digests: Dict[str, Tuple[Identity, str]] = {}
+        self._digests = FileDigests()
 
     def note_states(self, ledger: Path) -> None:
         """Takes in what a trainer that has ended was about to save."""
-        for event in _read(ledger):
+        for event in LedgerReader(ledger).events():
             if event["event"] == "save":
                 self._note_weights(event["step"], event["weights"])
                 self._steps[event["digest"]] = event["step"]
@@ -58,7 +54,7 @@ class Lineage:
         """Takes in all that it did, now that its saves have ended."""
         accepted: Dict[str, int] = {}
         tried: Dict[str, int] = {}
-        for event in _read(ledger):
+        for event in LedgerReader(ledger).events():
             if "path" not in event:
                 continue
             path = event["path"]
@@ -82,8 +78,8 @@ class Lineage:
         """Checks, while saves are pending, that each file is whole; returns how many are there."""
         found = 0
         for name in os.listdir(self.folder):
-            assert _CHECKPOINT.fullmatch(name) or _REPLACING.fullmatch(name), name
-            state = self._digest(self.folder / name) if _CHECKPOINT.fullmatch(name) else None
+            assert _CHECKPOINT.fullmatch(name) or is_temporary(name), name
+            state = self._digests.of(self.folder / name) if _CHECKPOINT.fullmatch(name) else None
             if state is not None:
                 assert state in self._ever[str(self.folder / name)], f"{name}: nobody saved this"
                 found += 1
@@ -95,7 +91,7 @@ class Lineage:
             assert _CHECKPOINT.fullmatch(name), f"{name}: a stray file"
             assert str(self.folder / name) in self._may_be, f"{name}: nobody saved this"
         for path, states in self._may_be.items():
-            state = self._digest(Path(path))
+            state = self._digests.of(Path(path))
             assert state in states, f"{path}: is {state}, and may be one of {states}"
             self._may_be[path] = {state}
             if state is not None and Path(path).name.startswith("last"):
@@ -104,25 +100,3 @@ class Lineage:
     def _note_weights(self, step: int, weights: str) -> None:
         known = self.weights.setdefault(step, weights)
         assert known == weights, f"{self.name}: resumed, and step {step} is another one than before"
-
-    def _digest(self, path: Path) -> Optional[str]:
-        """The hash of what torch.load gives, read with and without weights_only; None: no file."""
-        try:
-            with open(path, "rb") as file:
-                found = os.fstat(file.fileno())
-                identity = (found.st_ino, found.st_mtime_ns, found.st_size)
-                if self._digests.get(str(path), (None,))[0] == identity:
-                    return self._digests[str(path)][1]
-                state = digest(torch.load(file, weights_only=True))
-                file.seek(0)
-                assert digest(torch.load(file, weights_only=False)) == state
-        except FileNotFoundError:
-            return None
-        self._digests[str(path)] = (identity, state)
-        return state
-
-
-def _read(ledger: Path) -> List[Dict[str, Any]]:
-    if not ledger.exists():
-        return []
-    return [json.loads(line) for line in ledger.read_text(encoding="utf-8").splitlines()]

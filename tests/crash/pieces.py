@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from typing import Any, Iterator, Tuple, Union
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -63,6 +65,32 @@ def digest(obj: Any) -> str:
         sha.update(f"{where} {len(data)} ".encode())
         sha.update(data)
     return sha.hexdigest()
+
+
+class FileDigests:
+    """The digests of checkpoint files; one that has not changed is read once."""
+
+    def __init__(self) -> None:
+        self._known: Dict[str, Tuple[Tuple[int, int, int], str]] = {}
+
+    def of(self, path: Path) -> Optional[str]:
+        """The digest of what torch.load gives, with and without weights_only; None: no file.
+
+        Raises what torch.load raises for a file that is not whole.
+        """
+        try:
+            with open(path, "rb") as file:
+                found = os.fstat(file.fileno())
+                identity = (found.st_ino, found.st_mtime_ns, found.st_size)
+                if self._known.get(str(path), (None,))[0] == identity:
+                    return self._known[str(path)][1]
+                state = digest(torch.load(file, weights_only=True))
+                file.seek(0)
+                assert digest(torch.load(file, weights_only=False)) == state
+        except FileNotFoundError:
+            return None
+        self._known[str(path)] = (identity, state)
+        return state
 
 
 def bytes_that_differ(expected: Any, found: Any) -> int:

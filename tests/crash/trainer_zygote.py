@@ -26,6 +26,7 @@ from typing import Any, Dict, NoReturn
 
 import lightning.pytorch as pl
 import torch
+from ledger import Ledger
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pieces import digest
 from trainers import Config
@@ -34,17 +35,6 @@ import ckptd
 from ckptd.lightning import SidecarCheckpointIO
 
 _BATCH = 4
-
-
-class Ledger:
-    """What this trainer asked for, one JSON object a line."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-
-    def note(self, event: str, **what: Any) -> None:
-        """Appends one line."""
-        os.write(self._fd, f"{json.dumps({'event': event, **what})}\n".encode())
 
 
 class NotedSidecar(SidecarCheckpointIO):

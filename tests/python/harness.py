@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Sequence
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "client" / "python"))
@@ -38,28 +39,36 @@ def wait_until(condition, what: str, seconds: float = WAIT_SECONDS):
 class Daemon:
     """A ckptd of the test's own: its socket, its pool."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, wrapper: Sequence[Any] = ()) -> None:
+        """wrapper: a command that is given the daemon's and becomes it."""
         self.socket = folder / "run" / "ckptd.sock"
         self.address = f"unix:{self.socket}"
         self.log = folder / "daemon.log"
         self.pool = Path(tempfile.mkdtemp(prefix="ckptd-test-", dir="/dev/shm")) / "pool"
         self.state = folder / "state"
         self.flags = flags
+        self.wrapper = wrapper
         self.socket.parent.mkdir(mode=0o700, exist_ok=True)
         self.start()
 
-    def start(self) -> None:
-        """Starts it and waits until it serves."""
+    def start(self, **environment: str) -> None:
+        """Starts it, with these variables too, and waits until it serves."""
+        self.launch(**environment)
+        wait_until(self._answers, f"the daemon to serve; see {self.log}")
+
+    def launch(self, **environment: str) -> None:
+        """Starts it."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [BUILD / "bin" / "ckptd", "--socket", self.socket, "--pool-dir", self.pool]
+                [*self.wrapper, BUILD / "bin" / "ckptd"]
+                + ["--socket", self.socket, "--pool-dir", self.pool]
                 # An error of the storage is soon the end of a save, unless a test wants otherwise.
                 + ["--state-dir", self.state, "--retry-timeout", "100ms", *self.flags],
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        wait_until(self._answers, f"the daemon to serve; see {self.log}")
 
     def kill(self) -> None:
         """Ends it as a crash would."""
