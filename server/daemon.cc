@@ -85,6 +85,7 @@ absl::Status Daemon::TakeOver() {
     const std::vector<std::string> images = ListImages(fs_.get(), options_.pool_dir);
     queue_->RestoreOrphans(images);
     RemoveStrays(fs_.get(), options_.pool_dir, {images.begin(), images.end()});
+    CKPTD_RETURN_IF_ERROR(journal_.journal->Settle());
   }
   return absl::OkStatus();
 }

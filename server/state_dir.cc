@@ -1,5 +1,6 @@
 #include "server/state_dir.h"
 
+#include <fcntl.h>
 #include <isa-l/crc64.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "proto/status/status_macros.h"
+#include "server/os/errors.h"
 #include "server/persist/target.h"
 #include "server/staging/pool_dir.h"
 
@@ -41,6 +43,10 @@ absl::StatusOr<std::string> PrepareStateDir(FileSystem* fs, const std::string& s
                                             const std::string& socket) {
   if (!state_dir.empty()) {
     CKPTD_RETURN_IF_ERROR(PreparePrivateDir(fs, state_dir));
+    // SQLite would not say why.
+    if (int denied = fs->AccessAt(AT_FDCWD, state_dir, W_OK | X_OK); denied < 0) {
+      return OsError(absl::StrCat("state folder ", state_dir), "write the journal there", -denied);
+    }
     return state_dir;
   }
   std::string usual = DefaultStateDir();

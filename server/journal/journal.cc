@@ -91,8 +91,8 @@ absl::Status Journal::Migrate() {
   CKPTD_ASSIGN_OR_RETURN(const int64_t application, database_->Number("PRAGMA application_id"));
   CKPTD_ASSIGN_OR_RETURN(const int64_t tables,
                          database_->Number("SELECT count(*) FROM sqlite_schema"));
-  is_new_ = version == 0 && application == 0 && tables == 0;
-  if (!is_new_ && application != kApplicationId) return Corrupt(file_, "is no journal of ckptd");
+  const bool is_empty = version == 0 && application == 0 && tables == 0;
+  if (!is_empty && application != kApplicationId) return Corrupt(file_, "is no journal of ckptd");
   if (version > kVersion) {
     return MakeError(
         absl::StatusCode::kFailedPrecondition, "JOURNAL_TOO_NEW",
@@ -109,7 +109,7 @@ absl::Status Journal::Migrate() {
     CKPTD_RETURN_IF_ERROR(database_->Execute(
         absl::StrCat("BEGIN; PRAGMA application_id = ", kApplicationId, "; ", kSteps[step],
                      " PRAGMA user_version = ", step + 1, "; COMMIT;")));
-    if (!is_new_) spdlog::info("journal {}: migrated to version {}", file_, step + 1);
+    if (!is_empty) spdlog::info("journal {}: migrated to version {}", file_, step + 1);
   }
   return absl::OkStatus();
 }
@@ -134,8 +134,16 @@ absl::Status Journal::ReadId() {
                          database_->Prepare("SELECT value FROM meta WHERE key = 'id'"));
   CKPTD_ASSIGN_OR_RETURN(const bool row, read.Step());
   if (row) id_ = read.Blob(0);
-  if (id_.size() == 16) return absl::OkStatus();
-  return Corrupt(file_, "has no id");
+  if (id_.size() != 16) return Corrupt(file_, "has no id");
+  CKPTD_ASSIGN_OR_RETURN(const int64_t settled,
+                         database_->Number("SELECT count(*) FROM meta WHERE key = 'settled'"));
+  is_new_ = settled == 0;
+  return absl::OkStatus();
+}
+
+absl::Status Journal::Settle() {
+  absl::MutexLock lock(&mu_);
+  return database_->Execute("INSERT OR IGNORE INTO meta VALUES ('settled', 1)");
 }
 
 absl::StatusOr<Journal::Contents> Journal::Read() {

@@ -88,8 +88,10 @@ class Journal {
 
   // 16 hexadecimal digits that no other journal has: marks files of this daemon beside targets.
   const std::string& id() const { return id_; }
-  // Whether there was none before: what an earlier daemon accepted is not known then.
+  // Whether there was none before, or none that was settled: what an earlier daemon accepted is not
+  // known then. Settle says that this was seen to.
   bool is_new() const { return is_new_; }
+  absl::Status Settle();
 
  private:
   Journal(FileSystem* fs, std::string file) : fs_(fs), file_(std::move(file)) {}

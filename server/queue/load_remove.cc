@@ -126,10 +126,11 @@ absl::StatusOr<std::string> SaveQueue::ReadLoad(const std::string& load_id, int6
 }
 
 void SaveQueue::EndLoad(const std::string& load_id) {
+  LoadPtr record;  // let go of without the lock: to close its file may hang
   absl::MutexLock lock(&mu_);
   auto it = loads_.find(load_id);
   if (it == loads_.end()) return;
-  const LoadPtr record = it->second;
+  record = it->second;
   DropLoad(record);
 }
 

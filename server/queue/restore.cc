@@ -115,6 +115,8 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry) {
   record->target.dir = ParentDir(entry.target);
   record->target.device = entry.device;
   record->device = entry.device;
+  // Its storage did not answer when it was accepted.
+  record->unprepared = entry.device == 0;
   record->keys = {entry.target};
   record->crashes = entry.crashes;
   record->adopted = true;

@@ -69,6 +69,7 @@ std::string SaveQueue::OpenSession(const std::string& client) {
 
 void SaveQueue::CloseSession(const std::string& session_id) {
   std::vector<std::unique_ptr<Image>> images;
+  std::map<std::string, LoadPtr> loads;  // let go of at the end: to close a file may hang
   SessionPtr session;
   {
     absl::MutexLock lock(&mu_);
@@ -87,7 +88,7 @@ void SaveQueue::CloseSession(const std::string& session_id) {
                                          " ended before the state was complete")));
       if (dropped && record->image != nullptr) images.push_back(std::move(record->image));
     }
-    const auto loads = session->loads;
+    loads = session->loads;
     for (const auto& [id, load] : loads) DropLoad(load);
     if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Uptime();
     spdlog::info("session {}: closed", session_id);
@@ -227,28 +228,32 @@ absl::StatusOr<SaveQueue::SavePtr> SaveQueue::AddStaging(const v1::BeginSaveRequ
 
 // Makes the folders of the target, unless its storage does not answer in time: the trainer is not
 // to hang with it. Then the target is what it was the last time, or as the path stands, and its
-// worker prepares it before it writes.
+// worker prepares it before it writes. While that call hangs, no other is made for its folder.
 absl::StatusOr<Target> SaveQueue::PrepareWithin(const std::string& path, mode_t umask,
                                                 bool* unprepared) {
-  struct Shared {
-    absl::StatusOr<Target> target = absl::UnknownError("");
-  };
   CKPTD_RETURN_IF_ERROR(CheckPath(path));
-  auto shared = std::make_shared<Shared>();
-  const bool answered =
-      prepare_calls_.Run([shared, fs = fs_, roots = options_.allow_roots, path,
-                          umask] { shared->target = PrepareTarget(fs, roots, path, umask); },
-                         options_.target_patience);
   const size_t slash = path.rfind('/');
   const std::string folder = path.substr(0, slash);
+  auto call = std::make_shared<PrepareCall>();
+  bool hangs = false;
+  {
+    absl::MutexLock lock(&mu_);
+    std::erase_if(hanging_, [](const auto& item) { return item.second.expired(); });
+    hangs = hanging_.count(folder) != 0;
+  }
+  const auto prepare = [call, fs = fs_, roots = options_.allow_roots, path, umask] {
+    call->target = PrepareTarget(fs, roots, path, umask);
+  };
+  const bool answered = !hangs && prepare_calls_.Run(prepare, options_.target_patience);
   absl::MutexLock lock(&mu_);
   if (answered) {
-    if (shared->target.ok()) {
+    if (call->target.ok()) {
       if (prepared_.size() >= kMaxPrepared) prepared_.clear();
-      prepared_[folder] = *shared->target;
+      prepared_[folder] = *call->target;
     }
-    return shared->target;
+    return call->target;
   }
+  if (!hangs) hanging_[folder] = call;
   spdlog::warn("path {}: its file system does not answer; taking the save all the same", path);
   *unprepared = true;
   auto it = prepared_.find(folder);

@@ -144,6 +144,11 @@ class SaveQueue {
     Listener listener;
   };
 
+  // A call of PrepareTarget; there as long as it, or who waits for it.
+  struct PrepareCall {
+    absl::StatusOr<Target> target = absl::UnknownError("");
+  };
+
   // save_queue.cc
   absl::StatusOr<SessionPtr> FindSession(const std::string& id) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -248,6 +253,8 @@ class SaveQueue {
   std::map<Operation*, WorkPtr> accepted_ ABSL_GUARDED_BY(mu_);
   // Folders as callers name them, and as they were found when they were last prepared.
   std::map<std::string, Target> prepared_ ABSL_GUARDED_BY(mu_);
+  // By folder: calls that were not answered in time.
+  std::map<std::string, std::weak_ptr<PrepareCall>> hanging_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, Subscription> subscriptions_ ABSL_GUARDED_BY(mu_);
   uint64_t next_number_ ABSL_GUARDED_BY(mu_) = 1;
   uint64_t next_end_ ABSL_GUARDED_BY(mu_) = 1;

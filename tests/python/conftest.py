@@ -35,10 +35,10 @@ def make_daemon(tmp_path):
     """Makes daemons with flags of the test's choice, one folder each."""
     daemons = []
 
-    def make(*flags: str) -> Daemon:
+    def make(*flags: str, **options) -> Daemon:
         folder = tmp_path / f"daemon-{len(daemons)}"
         folder.mkdir()
-        daemons.append(Daemon(folder, *flags))
+        daemons.append(Daemon(folder, *flags, **options))
         return daemons[-1]
 
     yield make

@@ -37,10 +37,12 @@ def wait_until(condition, what: str, seconds: float = WAIT_SECONDS):
 
 
 class Daemon:
-    """A ckptd of the test's own: its socket, its pool."""
+    """A ckptd of the test's own: its socket, its pool.
+
+    wrapper: a command that is given the daemon's and becomes it.
+    """
 
     def __init__(self, folder: Path, *flags: str, wrapper: Sequence[Any] = ()) -> None:
-        """wrapper: a command that is given the daemon's and becomes it."""
         self.socket = folder / "run" / "ckptd.sock"
         self.address = f"unix:{self.socket}"
         self.log = folder / "daemon.log"
@@ -60,11 +62,16 @@ class Daemon:
         """Starts it."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*self.wrapper, BUILD / "bin" / "ckptd"]
-                + ["--socket", self.socket, "--pool-dir", self.pool]
-                # An error of the storage is soon the end of a save, unless a test wants otherwise.
-                + ["--state-dir", self.state, "--retry-timeout", "100ms", *self.flags],
-                env={**os.environ, **environment},
+                [*self.wrapper, BUILD / "bin" / "ckptd", "--socket", self.socket]
+                + ["--pool-dir", self.pool, *self.flags],
+                # What the flags may say otherwise.
+                env={
+                    **os.environ,
+                    "CKPTD_STATE_DIR": str(self.state),
+                    # An error of the storage is soon the end of a save.
+                    "CKPTD_RETRY_TIMEOUT": "100ms",
+                    **environment,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

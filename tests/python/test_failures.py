@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from contextlib import contextmanager
 
 import ckptd
 import pytest
 import torch
 from ckptd.v1 import checkpoint_pb2 as pb
 from harness import wait_until
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a tmpfs: needs root")
-
-
-@contextmanager
-def tmpfs(folder, options):
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    result = subprocess.run(mount, capture_output=True, text=True)
-    if result.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {result.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+from mounts import needs_root, tmpfs
 
 
 @pytest.fixture

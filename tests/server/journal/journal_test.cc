@@ -119,6 +119,15 @@ TEST_F(JournalTest, IsClosedToOthers) {
   }
 }
 
+TEST_F(JournalTest, IsNewUntilSettled) {
+  EXPECT_TRUE(Open()->is_new());
+  auto journal = Open();
+  EXPECT_TRUE(journal->is_new()) << "whoever opened it first has died";
+  ASSERT_OK(journal->Settle());
+  journal.reset();
+  EXPECT_FALSE(Open()->is_new());
+}
+
 TEST_F(JournalTest, ARowIsReplacedByName) {
   auto journal = Open();
   ASSERT_OK(journal->PutSave(Entry("a", 1)));
