@@ -21,6 +21,7 @@ def _report() -> None:
     for session in all_sessions():
         for save in session.ledger.pending():
             try:
+                session.connect()  # one that is away is not waited for
                 save.result(max(0.0, deadline - time.monotonic()))
             except CheckpointTimeoutError:
                 _log.warning(
