@@ -40,7 +40,6 @@ def check_whole(client, faulty_fs, path):
         ("create", 0),
         ("fallocate", 0),
         ("write", 0),
-        ("write", 7),
         ("truncate", 0),
         ("fsync", 0),
         ("rename", 0),
