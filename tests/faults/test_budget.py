@@ -10,6 +10,8 @@ import pytest
 import torch
 from ckptd.errors import reason_of
 from ckptd.v1 import checkpoint_pb2 as pb
+from harness import WAIT_SECONDS
+from test_failures import hold
 
 BUDGET = 64 << 20
 SAVES = 50
@@ -89,7 +91,11 @@ def test_reject(daemon, faulty_fs):
 def test_supersede(daemon, tmp_path):
     client = daemon.client(on_full="supersede")
     path = tmp_path / "last.ckpt"
+    client.save(state(-1), path).result()
+    # Held, so that none is begun before the budget is used up.
+    session, held = hold(daemon, path)
     saves = [client.save(state(number), path) for number in range(SAVES)]
+    session.call("EndLoad", held, WAIT_SECONDS)
     client.flush()  # one that gave way is no failure
     check_content(client, path, SAVES - 1)
     assert pool_bytes(daemon) <= BUDGET

@@ -16,6 +16,8 @@ from typing import Any, Sequence
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "client" / "python"))
 
+import grpc  # noqa: E402
+
 import ckptd  # noqa: E402 - from the source tree
 from ckptd import rpc  # noqa: E402
 from ckptd.v1 import checkpoint_pb2 as pb  # noqa: E402
@@ -113,5 +115,8 @@ class Daemon:
                 probe.connect(str(self.socket))
             except OSError:
                 return False
-        with rpc.open_channel(self.address) as channel:
-            return rpc.is_serving(channel, WAIT_SECONDS)
+        try:
+            with rpc.open_channel(self.address) as channel:
+                return rpc.is_serving(channel, WAIT_SECONDS)
+        except grpc.RpcError:  # it ends just now
+            return False
