@@ -28,13 +28,14 @@ def state(number):
 
 
 def pool_bytes(daemon):
-    """Memory that files in the pool's folder take."""
-    total = 0
+    """Memory that images take; one that gets another name meanwhile counts once."""
+    blocks = {}
     for folder, _, names in os.walk(daemon.pool):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(folder, name)).st_blocks * 512
-    return total
+                info = os.stat(os.path.join(folder, name))
+                blocks[info.st_ino] = info.st_blocks
+    return sum(blocks.values()) * 512
 
 
 def check_content(client, path, number):
