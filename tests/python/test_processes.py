@@ -368,12 +368,17 @@ class TestUnavailable:
         ]
         assert os.stat(tmp_path / "run").st_mode & 0o777 == 0o700
         assert (tmp_path / "run" / "ckptd.log").exists()
-        running = [child for child in ckptd.launch._started if child.poll() is None]
-        mine = [child for child in running if str(tmp_path) in " ".join(map(str, child.args))]
-        assert len(mine) == 1, "one daemon wins"
-        assert os.getsid(mine[0].pid) == mine[0].pid
-        mine[0].terminate()
-        assert mine[0].wait(WAIT_SECONDS) == 0
+        mine = [
+            child
+            for child in ckptd.launch._started
+            if str(tmp_path) in " ".join(map(str, child.args))
+        ]
+        # The others may not have found out yet.
+        wait_until(lambda: sum(child.poll() is None for child in mine) == 1, "one daemon to win")
+        (winner,) = [child for child in mine if child.poll() is None]
+        assert os.getsid(winner.pid) == winner.pid
+        winner.terminate()
+        assert winner.wait(WAIT_SECONDS) == 0
 
     @pytest.mark.usefixtures("pool")
     def test_many_processes_start_one_daemon(self, tmp_path):
