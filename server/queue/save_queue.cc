@@ -18,8 +18,8 @@
 namespace ckptd {
 namespace {
 
-// Calls of BeginSave that may hang in a target's storage at the same time.
-constexpr int kPrepareThreads = 64;
+// Calls that may hang in a target's storage at the same time, while those who made them go on.
+constexpr int kHangingCalls = 64;
 // Folders whose state is remembered for when their storage does not answer.
 constexpr size_t kMaxPrepared = 1000;
 
@@ -43,7 +43,7 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       options_(std::move(options)),
       temp_prefix_(MakeOwnPrefix(journal->id())),
       persister_(fs, options_.allow_roots, temp_prefix_, options_.failpoints),
-      prepare_calls_(kPrepareThreads),
+      bounded_calls_(kHangingCalls),
       work_(options_.workers_per_device),
       idle_since_(clock->Uptime()) {
   absl::MutexLock lock(&mu_);
@@ -69,7 +69,8 @@ std::string SaveQueue::OpenSession(const std::string& client) {
 
 void SaveQueue::CloseSession(const std::string& session_id) {
   std::vector<std::unique_ptr<Image>> images;
-  std::map<std::string, LoadPtr> loads;  // let go of at the end: to close a file may hang
+  // Let go of elsewhere: to close a file may hang, and whoever calls this serves others, too.
+  auto loads = std::make_shared<std::map<std::string, LoadPtr>>();
   SessionPtr session;
   {
     absl::MutexLock lock(&mu_);
@@ -88,8 +89,8 @@ void SaveQueue::CloseSession(const std::string& session_id) {
                                          " ended before the state was complete")));
       if (dropped && record->image != nullptr) images.push_back(std::move(record->image));
     }
-    loads = session->loads;
-    for (const auto& [id, load] : loads) DropLoad(load);
+    *loads = session->loads;
+    for (const auto& [id, load] : *loads) DropLoad(load);
     if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Uptime();
     spdlog::info("session {}: closed", session_id);
   }
@@ -97,6 +98,7 @@ void SaveQueue::CloseSession(const std::string& session_id) {
   for (auto& image : images) pool_->Discard(std::move(image));
   pool_->Unreserve(session_id);
   pool_->Wake();
+  bounded_calls_.Run([loads] { loads->clear(); }, absl::ZeroDuration());
 }
 
 absl::StatusOr<SaveQueue::SessionPtr> SaveQueue::FindSession(const std::string& id) const {
@@ -244,7 +246,7 @@ absl::StatusOr<Target> SaveQueue::PrepareWithin(const std::string& path, mode_t 
   const auto prepare = [call, fs = fs_, roots = options_.allow_roots, path, umask] {
     call->target = PrepareTarget(fs, roots, path, umask);
   };
-  const bool answered = !hangs && prepare_calls_.Run(prepare, options_.target_patience);
+  const bool answered = !hangs && bounded_calls_.Run(prepare, options_.target_patience);
   absl::MutexLock lock(&mu_);
   if (answered) {
     if (call->target.ok()) {

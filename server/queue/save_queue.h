@@ -235,7 +235,7 @@ class SaveQueue {
   // Of the names of the files that this start of the daemon puts beside targets.
   const std::string temp_prefix_;
   const Persister persister_;
-  BoundedCalls prepare_calls_;
+  BoundedCalls bounded_calls_;
 
   mutable absl::Mutex mu_;
   PathOrder order_ ABSL_GUARDED_BY(mu_);

@@ -1,6 +1,7 @@
 #include "server/staging/image.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 
 #include <cerrno>
 #include <random>
@@ -16,6 +17,17 @@ namespace ckptd {
 namespace {
 
 constexpr absl::string_view kImagePrefix = "image-";
+
+// Descriptors that images leave free: an image goes only when it was persisted, for which its
+// target must be opened.
+constexpr rlim_t kSpareDescriptors = 24;
+
+// Whether `fd` is one of the last. The kernel gives the lowest number that is free.
+bool IsSpare(int fd) {
+  rlimit limit = {};
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+         static_cast<rlim_t>(fd) + kSpareDescriptors >= limit.rlim_cur;
+}
 
 // Not to be guessed or met by accident: a client takes an image only by this name and its inode.
 std::string RandomName(uint64_t id) {
@@ -99,6 +111,7 @@ absl::Status Image::Open() {
   }
   if (fd < 0) return PoolError(dir_, "create an image", -fd);
   fd_ = FileDescriptor(fs_, fd);
+  if (IsSpare(fd)) return PoolError(dir_, "create an image", EMFILE);
   struct stat info = {};
   if (int error = fs_->Stat(fd_.get(), &info); error < 0) {
     return PoolError(dir_, "look at an image", -error);
