@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -67,6 +68,7 @@ absl::Status SaveQueue::RecordEnd(const SavePtr& record, const v1::Save& ended) 
 // the caller's.
 void SaveQueue::EndSave(const SavePtr& record, const v1::Save& ended) {
   if (!ended.image_kept()) record->plan.reset();
+  RemoveLeftoversLater(record.get(), record->target);
   record->save = ended;
   if (ended.state() == v1::Save::SUCCEEDED) {
     counters_.set_succeeded_count(counters_.succeeded_count() + 1);
@@ -83,6 +85,14 @@ void SaveQueue::EndSave(const SavePtr& record, const v1::Save& ended) {
   if (!ended.image_kept()) ended_.push_back(record->number);
   EndOperation(record.get());
   TrimHistory();
+}
+
+// Elsewhere, as the storage may hang. What is still there is found by whoever next adopts something
+// in that folder.
+void SaveQueue::RemoveLeftoversLater(Work* work, const Target& target) {
+  if (!std::exchange(work->adopted, false)) return;
+  bounded_calls_.Run([leftovers = leftovers_, dir = target.dir] { leftovers.RemoveFrom(dir); },
+                     absl::ZeroDuration());
 }
 
 void SaveQueue::EndOperation(Operation* op) {

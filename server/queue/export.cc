@@ -43,6 +43,8 @@ absl::StatusOr<v1::Save> SaveQueue::ExportSave(const v1::ExportSaveRequest& requ
 absl::Status SaveQueue::Export(SaveRecord& record, const std::string& path, mode_t umask) {
   CKPTD_ASSIGN_OR_RETURN(const Target target,
                          PrepareTarget(fs_, options_.allow_roots, path, umask));
+  // An export that a daemon died over is in no journal: whoever wants it asks for it again.
+  leftovers_.RemoveFrom(target.dir);
   CKPTD_ASSIGN_OR_RETURN(const PersistSource source, SourceOf(record));
   PersistControl control;
   CKPTD_RETURN_IF_ERROR(persister_.Persist(source, target, umask, &control));

@@ -47,8 +47,6 @@ struct SaveRecord : Work {
   std::unique_ptr<Image> image;
   // Daemons that have crashed over it.
   int crashes = 0;
-  // An earlier daemon may have left something beside its target.
-  bool adopted = false;
   // The storage did not answer BeginSave: the folders of the target are still to be made.
   bool unprepared = false;
   // There was no memory for it, and its caller wanted none later.
@@ -81,7 +79,6 @@ struct RemoveRecord : Work {
   Target target;
   // The newest save that the job had accepted when the removal was: it must have become durable.
   std::shared_ptr<SaveRecord> newest_save;
-  bool adopted = false;
   bool ended = false;
 };
 

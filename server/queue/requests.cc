@@ -122,4 +122,12 @@ std::string Fingerprint(const std::string& canonical) {
   return absl::StrCat(canonical.size(), "-", absl::Hex(crc, absl::kZeroPad16));
 }
 
+absl::Status NotStaging(const v1::Save& save, absl::string_view verb) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_NOT_STAGING",
+                   absl::StrCat(save.name(), ": cannot ", verb, " it: it is ",
+                                v1::Save::State_Name(save.state()),
+                                save.error().message().empty() ? "" : ", ", save.error().message()),
+                   {{"name", save.name()}, {"state", v1::Save::State_Name(save.state())}});
+}
+
 }  // namespace ckptd

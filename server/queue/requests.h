@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "ckptd/v1/checkpoint.pb.h"
 #include "server/backend/backend.h"
 
@@ -29,6 +30,9 @@ std::string Canonical(const v1::BeginSaveRequest& request);
 
 // A short mark of such bytes, the same in every build of the daemon.
 std::string Fingerprint(const std::string& canonical);
+
+// SAVE_NOT_STAGING: why one cannot `verb` the save.
+absl::Status NotStaging(const v1::Save& save, absl::string_view verb);
 
 }  // namespace ckptd
 

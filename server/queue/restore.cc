@@ -140,6 +140,7 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry) {
 // Ends a save that cannot go on. It has no place in the order yet.
 absl::Status SaveQueue::FailRestored(const SavePtr& record, const absl::Status& why) {
   spdlog::error("{}", std::string(why.message()));
+  RemoveLeftoversLater(record.get(), record->target);
   record->save = EndedSave(*record, why);
   return RecordEnd(record, record->save);
 }

@@ -24,6 +24,7 @@
 #include "server/os/clock.h"
 #include "server/os/crash_marker.h"
 #include "server/os/failpoints.h"
+#include "server/persist/leftovers.h"
 #include "server/queue/bounded_calls.h"
 #include "server/queue/records.h"
 
@@ -154,6 +155,14 @@ class SaveQueue {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<SavePtr> FindSave(const std::string& name) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool DropStaging(const SavePtr& record, const absl::Status& why,
+                   v1::Save::State state = v1::Save::CANCELLED) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Accept(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Accept(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void AddInOrder(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status RefuseWhileEnding(absl::string_view what) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // begin.cc
   absl::StatusOr<SavePtr> AddStaging(const v1::BeginSaveRequest& request, const SavePtr& made,
                                      absl::Time deadline);
   absl::Status AcquireImage(const SavePtr& record, const v1::BeginSaveRequest& request,
@@ -161,17 +170,11 @@ class SaveQueue {
                             absl::Time deadline);
   // What the policy of the caller makes of a full pool, before it waits.
   absl::Status MeetFullPool(const SavePtr& record, v1::BeginSaveRequest::OnFull on_full);
-  bool DropStaging(const SavePtr& record, const absl::Status& why,
-                   v1::Save::State state = v1::Save::CANCELLED) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Supersede(const SavePtr& older, const SavePtr& newer);
-  absl::Status Accept(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status Accept(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void AddInOrder(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Forget(SavePtr record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<Target> PrepareWithin(const std::string& path, mode_t umask, bool* unprepared);
   v1::BeginSaveResponse MakeResponse(const SaveRecord& record) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status RefuseWhileEnding(absl::string_view what) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // work.cc
   void StartWorker() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -185,7 +188,6 @@ class SaveQueue {
   void FinishRemove(const RemovePtr& record, const absl::Status& result);
   bool TryAgainLater(const WorkPtr& work, const absl::Status& why, bool without_end)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void RemoveLeftovers(const Target& target);
 
   // end.cc
   // The save as it is to be after its end.
@@ -195,6 +197,8 @@ class SaveQueue {
   Journal::SaveEntry ToEntry(const SaveRecord& record) const;
   void EndSave(const SavePtr& record, const v1::Save& ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndOperation(Operation* op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // For work that ends without its turn.
+  void RemoveLeftoversLater(Work* work, const Target& target);
   // export.cc
   absl::Status Export(SaveRecord& record, const std::string& path, mode_t umask);
   absl::Status DropKeptImage(const SavePtr& record, std::unique_ptr<Image>* image)
@@ -234,6 +238,7 @@ class SaveQueue {
   const Options options_;
   // Of the names of the files that this start of the daemon puts beside targets.
   const std::string temp_prefix_;
+  const Leftovers leftovers_;
   const Persister persister_;
   BoundedCalls bounded_calls_;
 

@@ -10,17 +10,14 @@
 //
 // A daemon that dies before 2 leaves image and row to the next one, which begins at 1.
 
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
-#include "server/persist/names.h"
 #include "server/queue/save_queue.h"
 
 namespace ckptd {
@@ -125,8 +122,7 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
                                                          record->save.path(), record->umask));
     record->unprepared = false;
   }
-  if (record->adopted) RemoveLeftovers(record->target);
-  record->adopted = false;
+  if (record->adopted) record->adopted = !leftovers_.RemoveFrom(record->target.dir);
   CKPTD_ASSIGN_OR_RETURN(const PersistSource source, SourceOf(*record));
   record->control.on_progress = [&] {
     absl::MutexLock lock(&mu_);
@@ -174,22 +170,6 @@ void SaveQueue::FinishSave(const SavePtr& record, const absl::Status& result) {
   EndSave(record, ended);
 }
 
-// Files of our own that an earlier daemon, which died over them, left in the folder of `target`.
-// Not those of this one: another worker may be writing one there.
-void SaveQueue::RemoveLeftovers(const Target& target) {
-  const std::string prefix = TempPrefix(journal_->id());
-  std::vector<std::string> names;
-  const FileDescriptor dir =
-      options_.allow_roots.OpenBelow(fs_, target.dir, O_RDONLY | O_DIRECTORY);
-  if (!dir) return;
-  fs_->ListAt(dir.get(), ".", &names);
-  for (const std::string& name : names) {
-    if (!absl::StartsWith(name, prefix) || absl::StartsWith(name, temp_prefix_)) continue;
-    if (fs_->UnlinkAt(dir.get(), name) < 0) continue;
-    spdlog::info("removed {}/{}, which an earlier daemon left", target.dir, name);
-  }
-}
-
 // ---- Removals --------------------------------------------------------------------------------
 
 void SaveQueue::RunRemove(const RemovePtr& record) {
@@ -202,8 +182,7 @@ void SaveQueue::RunRemove(const RemovePtr& record) {
     status = CheckDurable(*record);
   }
   if (status.ok()) {
-    if (record->adopted) RemoveLeftovers(record->target);
-    record->adopted = false;
+    if (record->adopted) record->adopted = !leftovers_.RemoveFrom(record->target.dir);
     status = RemovePath(fs_, options_.allow_roots, record->target, options_.failpoints);
     PassFailpoint("remove.removed");
     absl::MutexLock lock(&mu_);
@@ -230,6 +209,7 @@ void SaveQueue::FinishRemove(const RemovePtr& record, const absl::Status& result
   } else {
     spdlog::error("{}", std::string(result.message()));
   }
+  RemoveLeftoversLater(record.get(), record->target);
   record->ended = true;
   Job& job = jobs_[record->job];
   job.removes.erase(record);

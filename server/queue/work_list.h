@@ -20,6 +20,8 @@ struct Work : Operation {
 
   // The device that its target's folder is on: what may hang is shared by all on it.
   uint64_t device = 0;
+  // An earlier daemon may have left something beside its target.
+  bool adopted = false;
   // Somebody else has hold of it for the moment.
   bool paused = false;
   // Attempts that have failed, and when (uptime) the first one did.

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <filesystem>
 
+#include "server/persist/names.h"
 #include "server/queue/save_queue.h"
 #include "tests/server/testing/queue_fixture.h"
 
@@ -48,6 +50,18 @@ TEST_F(ExportTest, WritesOneWhoseStorageFails) {
   ASSERT_OK(Export("s", disk_ / "g"));
   EXPECT_EQ(ReadFile(disk_ / "g"), "content");
   EXPECT_EQ(Get("s").state(), v1::Save::PERSISTING) << "it is not given up";
+}
+
+TEST_F(ExportTest, WhatADeathLeftGoesWithTheNextAttempt) {
+  HoldSaves();
+  ASSERT_NO_FATAL_FAILURE(Save("first", "f", "1"));
+  ASSERT_NO_FATAL_FAILURE(Save("second", "f", "2"));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  std::filesystem::create_directory(disk_ / "elsewhere");
+  WriteFile(disk_ / ("elsewhere/" + TempPrefix(journal_->id()) + "01234567"), "x");
+  gate_.Let(2);  // one of them is the export's
+  ASSERT_OK(Export("second", disk_ / "elsewhere/g"));
+  EXPECT_THAT(ListDir(disk_ / "elsewhere"), testing::ElementsAre("g"));
 }
 
 TEST_F(ExportTest, OneThatCouldNotBeExportedIsAsItWas) {

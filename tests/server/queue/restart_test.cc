@@ -243,6 +243,48 @@ TEST_F(RestartTest, LeftoversBesideTheTargetGoAndNothingElse) {
   EXPECT_THAT(disk_.List(), ElementsAre(foreign, "f"));
 }
 
+TEST_F(RestartTest, LeftoversGoThoughTheirSaveHasNoTurnAnyMore) {
+  Jam();
+  ASSERT_NO_FATAL_FAILURE(Save("first", "f", "1"));
+  ASSERT_NO_FATAL_FAILURE(Save("cancelled", "f", "2"));
+  ASSERT_NO_FATAL_FAILURE(Save("lost", "sub/g", "3"));
+  ASSERT_TRUE(gate_.WaitForArrivals(2));
+  StopJammed();
+  const std::string name = TempPrefix(journal_->id()) + "01234567";
+  const std::string image = journal_->Read()->saves[2].image;
+  StopAll();
+  std::filesystem::remove(shm_ / image);
+  gate_.Close();
+  Jam();
+  WriteFile(disk_ / ("sub/" + name), "x");
+  Restart();
+  EXPECT_THAT(ErrorOf(Get("lost")), IsError(StatusCode::kDataLoss, "IMAGE_LOST"));
+  EXPECT_TRUE(Eventually([&] { return ListDir(disk_ / "sub").empty(); }));
+  ASSERT_TRUE(gate_.WaitForArrivals(3)) << "the first one's worker has looked already";
+  WriteFile(disk_ / name, "x");
+  ASSERT_OK(queue_->CancelSave(Name("cancelled")));
+  EXPECT_TRUE(Eventually([&] { return disk_.List() == std::vector<std::string>{"sub"}; }));
+  gate_.Open();
+  EXPECT_EQ(WaitForEnd("first").state(), v1::Save::SUCCEEDED);
+}
+
+TEST_F(RestartTest, AFolderThatCouldNotBeReadIsLookedAtAgain) {
+  Jam();
+  ASSERT_NO_FATAL_FAILURE(Save("s", "f", "content"));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  StopJammed();
+  WriteFile(disk_ / (TempPrefix(journal_->id()) + "01234567"), "x");
+  std::atomic<bool> failed{false};
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op != FsOp::kList || !absl::StartsWith(call.path, disk_.path())) return std::nullopt;
+    if (failed.exchange(true)) return std::nullopt;
+    return -EMFILE;
+  });
+  Restart();
+  EXPECT_EQ(WaitForEnd("s").state(), v1::Save::SUCCEEDED);
+  EXPECT_TRUE(Eventually([&] { return disk_.List() == std::vector<std::string>{"f"}; }));
+}
+
 TEST_F(RestartTest, WhatAnotherWorkerIsWritingIsNoLeftover) {
   Jam();
   ASSERT_NO_FATAL_FAILURE(Save("s", "f", "1"));

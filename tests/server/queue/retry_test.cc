@@ -185,6 +185,20 @@ TEST_F(RetryTest, AnEndThatCannotBeWrittenDownIsTriedAgainForEver) {
   EXPECT_EQ(WaitForEnd("s").state(), v1::Save::SUCCEEDED);
 }
 
+TEST_F(RetryTest, WhatIsDurableIsNotCancelled) {
+  ChangeJournal(
+      "CREATE TRIGGER sabotage BEFORE INSERT ON saves "
+      "WHEN NEW.ended > 0 AND instr(NEW.save, CAST('CANCELLED' AS BLOB)) = 0 "
+      "BEGIN SELECT RAISE(ABORT, 'no other end'); END");
+  ASSERT_NO_FATAL_FAILURE(Save("s", "f", "content"));
+  ASSERT_TRUE(Eventually([&] { return Get("s").has_error(); }));
+  auto save = queue_->CancelSave(Name("s"));
+  ASSERT_OK(save);
+  EXPECT_EQ(save->state(), v1::Save::PERSISTING);
+  ChangeJournal("DROP TRIGGER sabotage");
+  EXPECT_EQ(WaitForEnd("s").state(), v1::Save::SUCCEEDED);
+}
+
 TEST_F(RetryTest, ASaveThatCannotBeWrittenDownIsNotAccepted) {
   ChangeJournal(
       "CREATE TRIGGER sabotage BEFORE INSERT ON saves WHEN NEW.ended = 0 "
