@@ -247,6 +247,7 @@ TEST_F(LimitsTest, WithoutDescriptorsConnectionsWaitAndCallsAreAnswered) {
   ASSERT_EQ(greedy.ReadLine(), "ready");
   // UndefinedBehaviorSanitizer opens a pipe when it first sees a class; later it remembers it.
   EXPECT_FALSE(OsError("socket", "accept", EMFILE).ok());
+  EXPECT_OK(Call(stub_.get(), &Stub::GetStatus, v1::GetStatusRequest()));
   {
     const ScopedFileLimit few(before + 8);
     greedy.Kill(SIGUSR1);
