@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-
-REPO = Path(__file__).resolve().parents[2]
-
-_spec = importlib.util.spec_from_file_location(
-    "ckptd_python_conftest", REPO / "tests" / "python" / "conftest.py"
-)
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-
-from harness import CKPTCTL, WAIT_SECONDS  # noqa: E402 - found through that file
-
-from ckptd import rpc  # noqa: E402
-from ckptd.v1 import checkpoint_pb2 as pb  # noqa: E402
-
-make_daemon = _fixtures.make_daemon
+from ckptd import rpc
+from ckptd.v1 import checkpoint_pb2 as pb
+from harness import CKPTCTL, WAIT_SECONDS
 
 WAIT = WAIT_SECONDS
 

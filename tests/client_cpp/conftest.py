@@ -1,27 +1,13 @@
-"""The C++ client's programs, and the daemons of the Python tests for them."""
+"""The C++ client's programs."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-REPO = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPO / "tests" / "python"))
-
-_spec = importlib.util.spec_from_file_location(
-    "ckptd_python_conftest", REPO / "tests" / "python" / "conftest.py"
-)
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-
-from harness import BUILD  # noqa: E402
-
-daemon = _fixtures.daemon
+from harness import BUILD, REPO
 
 #: Builds of the client: against the system's LibTorch, and against that of the torch wheel.
 BUILDS = {

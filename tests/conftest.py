@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-# Also where the conftest.py of another folder loads this one.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "python"))
 
-from harness import REPO, Daemon  # noqa: E402
+from harness import REPO, Daemon  # noqa: E402 - found through that path
 
-import ckptd  # noqa: E402 - found through that file
+import ckptd  # noqa: E402 - found through the harness
 
 
 @pytest.fixture(scope="session")
