@@ -34,6 +34,13 @@ bool IsGone(const absl::Status& status) {
   return (absl::IsUnavailable(status) || absl::IsCancelled(status)) && ReasonOf(status).empty();
 }
 
+// What a daemon says of something that the one before had begun: gRPC reconnects by itself, and
+// that the session's stream has broken may be seen later.
+bool IsNotKnown(const absl::Status& status) {
+  const std::string reason = ReasonOf(status);
+  return reason == "SESSION_NOT_FOUND" || reason == "SAVE_NOT_FOUND" || reason == "LOAD_NOT_FOUND";
+}
+
 }  // namespace
 
 Link::Link(Options options) : options_(std::move(options)), stub_(NewStub(options_.address)) {}
@@ -63,7 +70,7 @@ absl::Status Link::WithSession(absl::Time deadline,
       return absl::DeadlineExceededError("the daemon had not answered when the timeout ran out");
     }
     if (status.ok() || attempt == kMaxRetries || absl::Now() >= deadline) return status;
-    if (IsGone(status) || ReasonOf(status) == "SESSION_NOT_FOUND") session->End();
+    if (IsGone(status) || IsNotKnown(status)) session->End();
     if (session->alive()) return status;
   }
 }

@@ -42,8 +42,8 @@ class Link {
   // Opens the session now. UNAVAILABLE at once where there is no daemon.
   absl::Status Open(absl::Time deadline);
 
-  // Runs `call` with an open session; again, after the daemon has come back, where it was gone
-  // during the call.
+  // Runs `call` with an open session; again, with another one, after the daemon has come back,
+  // where it was gone during the call or does not know what the call has begun.
   absl::Status WithSession(absl::Time deadline, absl::FunctionRef<absl::Status(Session&)> call);
 
   template <typename Request, typename Response>
