@@ -54,41 +54,43 @@ def ended(daemon, save) -> pb.Save:
     )
 
 
-class TestFullTarget:
-    @pytest.fixture
-    def full(self, tmp_path):
-        with tmpfs(tmp_path / "mount", "size=12m") as folder:
-            yield folder
+@pytest.fixture
+def folder(tmp_path):
+    """A small file system of its own."""
+    with tmpfs(tmp_path / "mount", "size=12m") as folder:
+        yield folder
 
-    def test_waits_for_space(self, make_daemon, full):
+
+class TestFullTarget:
+    def test_waits_for_space(self, make_daemon, folder):
         daemon = make_daemon("--retry-timeout", "60s")
         client = daemon.client()
-        filler = fill(full)
-        save = client.save(STATE, full / "a.ckpt")
+        filler = fill(folder)
+        save = client.save(STATE, folder / "a.ckpt")
         message = waits_with(daemon, save, "STORAGE_FULL").error.message
         assert re.fullmatch(
-            f"checkpoint {full}/a.ckpt: cannot .*: No space left on device; free space there, .*",
+            f"checkpoint {folder}/a.ckpt: cannot .*: No space left on device; free space there, .*",
             message,
         )
-        assert os.listdir(full) == ["filler"]
+        assert os.listdir(folder) == ["filler"]
         filler.unlink()
         save.result()
         now = get(daemon, save)
         assert now.attempts > 1 and not now.HasField("error")
-        assert os.listdir(full) == ["a.ckpt"]
-        assert torch.equal(client.load(full / "a.ckpt")["x"], STATE["x"])
+        assert os.listdir(folder) == ["a.ckpt"]
+        assert torch.equal(client.load(folder / "a.ckpt")["x"], STATE["x"])
         assert re.search("warning .*a.ckpt: cannot .*No space left", daemon.log.read_text())
 
-    def test_stays_full(self, make_daemon, full, tmp_path):
+    def test_stays_full(self, make_daemon, folder, tmp_path):
         client = make_daemon().client()
-        filler = fill(full)
-        failed = client.save(STATE, full / "a.ckpt")
+        filler = fill(folder)
+        failed = client.save(STATE, folder / "a.ckpt")
         with pytest.raises(ckptd.SaveError) as caught:
             failed.result()
         assert (caught.value.reason, failed.state) == ("STORAGE_FULL", "FAILED")
         client.raise_failed()  # it was raised already
 
-        unheard = client.save(STATE, full / "b.ckpt")
+        unheard = client.save(STATE, folder / "b.ckpt")
         client.save(STATE, tmp_path / "c.ckpt").result()  # elsewhere nothing is amiss
 
         def told():
@@ -103,16 +105,11 @@ class TestFullTarget:
         client.raise_failed()
         client.flush()
         filler.unlink()
-        client.save(STATE, full / "a.ckpt").result()
-        assert os.listdir(full) == ["a.ckpt"]
+        client.save(STATE, folder / "a.ckpt").result()
+        assert os.listdir(folder) == ["a.ckpt"]
 
 
 class TestReadOnlyTarget:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        with tmpfs(tmp_path / "mount", "size=12m") as folder:
-            yield folder
-
     def test_fails_at_once(self, make_daemon, folder):
         """Not retried, though there is an hour to do it; before it is written and between attempts."""
         daemon = make_daemon("--retry-timeout", "1h")
