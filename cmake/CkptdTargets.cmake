@@ -27,9 +27,12 @@ if(CKPTD_FUZZ)
   target_compile_options(ckptd_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
-# Sanitizers reach generated code too, so that no report comes from half-instrumented objects.
+# Sanitizers reach generated code too, so that no report comes from half-instrumented objects. Not
+# "vptr": it asks the kernel through a pipe what it may read, and reports a fault where there are no
+# descriptors left, as some of our tests have it.
 if(CKPTD_SANITIZE STREQUAL "address")
-  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all
+                      -fno-omit-frame-pointer)
   add_link_options(-fsanitize=address,undefined)
 elseif(CKPTD_SANITIZE STREQUAL "thread")
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
