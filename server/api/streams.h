@@ -15,6 +15,12 @@ namespace ckptd {
 // The streams that clients hold open, so that the daemon can end them. Thread-safe.
 class OpenStreams {
  public:
+  OpenStreams() = default;
+  // Waits for a Remove that is about to return.
+  ~OpenStreams() { absl::MutexLock lock(&mu_); }
+  OpenStreams(const OpenStreams&) = delete;
+  OpenStreams& operator=(const OpenStreams&) = delete;
+
   // Adds a stream by what ends it; after End, ends it at once. `end` may be called from any thread
   // until Remove has returned.
   void Add(const void* stream, std::function<void()> end);

@@ -1,4 +1,5 @@
-// Tells ThreadSanitizer of the locks that absl::Mutex takes. To be preloaded.
+// Tells ThreadSanitizer of the locks that absl::Mutex takes, and of what an absl::Notification
+// notifies. To be preloaded.
 //
 // The system's Abseil is not built with ThreadSanitizer, which therefore does not see that one
 // thread's Unlock comes before another's Lock, and takes all that a mutex guards for a race: in our
@@ -12,6 +13,7 @@
 #include <dlfcn.h>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 
 extern "C" {
 // The sanitizer's, in the program; there are none in a program that is not built with it.
@@ -25,8 +27,8 @@ __attribute__((weak)) void AnnotateIgnoreWritesEnd(const char* file, int line);
 
 namespace {
 
-void Acquire(void* address) {
-  if (__tsan_acquire != nullptr) __tsan_acquire(address);
+void Acquire(const void* address) {
+  if (__tsan_acquire != nullptr) __tsan_acquire(const_cast<void*>(address));
 }
 
 void Release(void* address) {
@@ -60,8 +62,9 @@ Result Call(const char* name, Arguments... arguments) {
 namespace absl {
 ABSL_NAMESPACE_BEGIN
 
-// NAME is the mangled one, after "_ZN4absl7debian3".
+// NAME is the mangled one, after "_ZN4absl7debian3", or "_ZNK4absl7debian3" for a const function.
 #define CALL(RESULT, NAME, ...) Call<RESULT>("_ZN4absl7debian3" NAME, __VA_ARGS__)
+#define CALL_CONST(RESULT, NAME, ...) Call<RESULT>("_ZNK4absl7debian3" NAME, __VA_ARGS__)
 
 void Mutex::Lock() {
   CALL(void, "5Mutex4LockEv", this);
@@ -152,7 +155,32 @@ bool CondVar::WaitWithDeadline(Mutex* mutex, Time deadline) {
   return timed_out;
 }
 
+void Notification::Notify() {
+  Release(this);
+  CALL(void, "12Notification6NotifyEv", this);
+}
+
+void Notification::WaitForNotification() const {
+  CALL_CONST(void, "12Notification19WaitForNotificationEv", this);
+  Acquire(this);
+}
+
+bool Notification::WaitForNotificationWithTimeout(Duration timeout) const {
+  const bool notified = CALL_CONST(
+      bool, "12Notification30WaitForNotificationWithTimeoutENS0_8DurationE", this, timeout);
+  if (notified) Acquire(this);
+  return notified;
+}
+
+bool Notification::WaitForNotificationWithDeadline(Time deadline) const {
+  const bool notified = CALL_CONST(
+      bool, "12Notification31WaitForNotificationWithDeadlineENS0_4TimeE", this, deadline);
+  if (notified) Acquire(this);
+  return notified;
+}
+
 #undef CALL
+#undef CALL_CONST
 
 ABSL_NAMESPACE_END
 }  // namespace absl
