@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import grpc
@@ -180,12 +180,22 @@ class Session:
         self._was_open = True
 
     def _close_channel(self) -> None:
-        if self._stream is not None:
-            self._stream.cancel()
         if self._channel is not None:
             self._channel.close()
+        if self._stream is not None:
+            _take_end(self._stream)
         self._channel = self._stub = self._stream = None
         self._id = ""
+
+
+def _take_end(stream: Any) -> None:
+    """Hears how a stream ends whose channel is closed: until then gRPC keeps the connection.
+
+    To cancel the stream would not do: it would say so, and not look.
+    """
+    with suppress(grpc.RpcError):
+        for _ in stream:
+            pass
 
 
 def _probe(address: str) -> None:
