@@ -62,6 +62,9 @@ int main(int argc, char** argv) {
   // unmap it each time, and the kernel clear its pages.
   mallopt(M_MMAP_THRESHOLD, 256 << 20);  // NOLINT(concurrency-mt-unsafe): no thread yet
   mallopt(M_TRIM_THRESHOLD, 256 << 20);  // NOLINT(concurrency-mt-unsafe)
+  // With an arena for each of gRPC's threads, what one has freed the others do not find: 10 000
+  // saves of history took 80 MiB and grew, and take 32 MiB so.
+  mallopt(M_ARENA_MAX, 1);  // NOLINT(concurrency-mt-unsafe)
   // In one thread, by sigtimedwait; blocked in all others, which inherit the mask.
   sigset_t signals;
   sigemptyset(&signals);
