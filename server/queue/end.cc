@@ -85,6 +85,7 @@ void SaveQueue::EndSave(const SavePtr& record, const v1::Save& ended) {
   if (!ended.image_kept()) ended_.push_back(record->number);
   EndOperation(record.get());
   TrimHistory();
+  TrimJob(record->job);
 }
 
 // Elsewhere, as the storage may hang. What is still there is found by whoever next adopts something
@@ -114,12 +115,18 @@ void SaveQueue::TrimHistory() {
     const SavePtr record = by_number_.at(ended_.front());
     if (ended_.size() <= options_.history && record->save.end_time().seconds() >= oldest) return;
     Forget(record);
-    auto job = jobs_.find(record->job);
-    if (job != jobs_.end() && job->second.newest_save.lock() == record &&
-        job->second.removes.empty() && job->second.failed_removals.empty()) {
-      jobs_.erase(job);
-    }
+    TrimJob(record->job);
   }
+}
+
+void SaveQueue::TrimJob(const std::string& name) {
+  auto it = jobs_.find(name);
+  if (it == jobs_.end()) return;
+  const Job& job = it->second;
+  if (!job.active.empty() || !job.removes.empty() || !job.failed_removals.empty()) return;
+  const SavePtr newest = job.newest_save.lock();
+  // One that is forgotten may still be held by whoever forgets it.
+  if (newest == nullptr || by_number_.count(newest->number) == 0) jobs_.erase(it);
 }
 
 void SaveQueue::SetState(SaveRecord* record, v1::Save::State state) {

@@ -182,13 +182,28 @@ absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& requ
   if (!record->ended) return Stopping("remove");
   if (!record->outcome->ok()) {
     // Told here, so not again by Flush.
-    auto& failed = jobs_[record->job].failed_removals;
-    failed.erase(std::remove_if(failed.begin(), failed.end(),
-                                [&](const auto& item) { return item.first == record->seq; }),
-                 failed.end());
-    LogIfError(journal_->ForgetRemove(record->seq));
+    ForgetFailedRemoval(record->seq);
   }
   return *record->outcome;
+}
+
+void SaveQueue::KeepFailedRemoval(uint64_t seq, const std::string& job, v1::FailedRemoval failed) {
+  jobs_[job].failed_removals.emplace_back(seq, std::move(failed));
+  failed_removals_[seq] = job;
+  // A job that has ended asks no more.
+  while (failed_removals_.size() > options_.history) {
+    ForgetFailedRemoval(failed_removals_.begin()->first);
+  }
+}
+
+void SaveQueue::ForgetFailedRemoval(uint64_t seq) {
+  auto it = failed_removals_.find(seq);
+  if (it == failed_removals_.end()) return;
+  const std::string job = std::move(it->second);
+  failed_removals_.erase(it);
+  std::erase_if(jobs_[job].failed_removals, [seq](const auto& item) { return item.first == seq; });
+  LogIfError(journal_->ForgetRemove(seq));
+  TrimJob(job);
 }
 
 Journal::RemoveEntry SaveQueue::ToEntry(const RemoveRecord& record) const {
@@ -207,6 +222,7 @@ absl::Status SaveQueue::Accept(const RemovePtr& record) {
   PassFailpoint("remove.before-journal");
   if (absl::Status status = journal_->PutRemove(ToEntry(*record)); !status.ok()) {
     order_.End(record.get());
+    TrimJob(record->job);
     return Annotate(status, absl::StrCat("remove of ", record->path));
   }
   PassFailpoint("remove.journaled");
@@ -316,15 +332,17 @@ void SaveQueue::CollectFailures(const v1::FlushRequest& request, const std::vect
     if (it == by_number_.end() || !it->second->save.has_error()) continue;
     *response->add_failed_saves() = it->second->save;
   }
-  for (auto& [name, entry] : jobs_) {
+  std::vector<uint64_t> told;
+  for (const auto& [name, entry] : jobs_) {
     if (!job.empty() && name != job) continue;
     for (const auto& [seq, failed] : entry.failed_removals) {
       *response->add_failed_removals() = failed;
-      if (!job.empty()) LogIfError(journal_->ForgetRemove(seq));
+      told.push_back(seq);
     }
-    // A person's flush of all jobs must not keep the news from the job itself.
-    if (!job.empty()) entry.failed_removals.clear();
   }
+  // A person's flush of all jobs must not keep the news from the job itself.
+  if (job.empty()) return;
+  for (uint64_t seq : told) ForgetFailedRemoval(seq);
 }
 
 }  // namespace ckptd

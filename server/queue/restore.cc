@@ -168,7 +168,7 @@ void SaveQueue::RestoreRemove(const Journal::RemoveEntry& entry) {
     v1::FailedRemoval failed;
     failed.set_path(entry.path);
     *failed.mutable_error() = *entry.error;
-    jobs_[entry.job].failed_removals.emplace_back(entry.seq, std::move(failed));
+    KeepFailedRemoval(entry.seq, entry.job, std::move(failed));
     return;
   }
   auto record = std::make_shared<RemoveRecord>();

@@ -44,7 +44,8 @@ class SaveQueue {
     // one, so that a slow one does not hold up the others.
     int workers_per_device = 2;
     int max_workers = 16;
-    // Ended saves that are kept for GetSave and ListSaves, and how long; the oldest go first.
+    // Ended saves that are kept for GetSave and ListSaves, and how long; the oldest go first. Also
+    // the most failed removals that are kept until somebody is told.
     size_t history = 10000;
     absl::Duration history_age = absl::Hours(24 * 7);
     // The most tensors that one save may announce.
@@ -208,6 +209,8 @@ class SaveQueue {
   void SetState(SaveRecord* record, v1::Save::State state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Tell(const SaveRecord& record, bool progress_only) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TrimHistory() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Forgets a job of which nothing is known any more.
+  void TrimJob(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Stamp(google::protobuf::Timestamp* time) const;
 
   // restore.cc
@@ -228,6 +231,10 @@ class SaveQueue {
                        v1::FlushResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckDurable(const RemoveRecord& record) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool FollowSuperseded(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Keeps a failure for the next Flush of its job, and forgets the oldest of too many.
+  void KeepFailedRemoval(uint64_t seq, const std::string& job, v1::FailedRemoval failed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ForgetFailedRemoval(uint64_t seq) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Journal::RemoveEntry ToEntry(const RemoveRecord& record) const;
 
   FileSystem* const fs_;
@@ -252,6 +259,8 @@ class SaveQueue {
   std::map<std::string, SessionPtr> sessions_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, LoadPtr> loads_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, Job> jobs_ ABSL_GUARDED_BY(mu_);
+  // Jobs of the failed removals that nobody was told, by the removal's place in the order.
+  std::map<uint64_t, std::string> failed_removals_ ABSL_GUARDED_BY(mu_);
   // Saves and removals that nothing blocks.
   WorkList work_ ABSL_GUARDED_BY(mu_);
   // Saves and removals that are accepted and have not ended.

@@ -211,15 +211,15 @@ void SaveQueue::FinishRemove(const RemovePtr& record, const absl::Status& result
   }
   RemoveLeftoversLater(record.get(), record->target);
   record->ended = true;
-  Job& job = jobs_[record->job];
-  job.removes.erase(record);
+  jobs_[record->job].removes.erase(record);
   if (!result.ok()) {
     v1::FailedRemoval failed;
     failed.set_path(record->path);
     *failed.mutable_error() = ToRpc(result);
-    job.failed_removals.emplace_back(record->seq, std::move(failed));
+    KeepFailedRemoval(record->seq, record->job, std::move(failed));
   }
   EndOperation(record.get());
+  TrimJob(record->job);
 }
 
 }  // namespace ckptd

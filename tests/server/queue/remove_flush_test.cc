@@ -148,6 +148,25 @@ TEST_F(RemoveTest, AFailureIsToldOnce) {
   EXPECT_EQ(second.failed_removals_size(), 0);
 }
 
+TEST_F(RemoveTest, OfFailuresThatNobodyAsksForTheOldestAreForgotten) {
+  SaveQueue::Options options = NoRetry();
+  options.history = 3;
+  Start(options);
+  WriteFile(disk_ / "f", "x");
+  fs_.FailAll(FsOp::kUnlink, EROFS);
+  for (const char* job : {"jobs/a", "jobs/a", "jobs/b", "jobs/b", "jobs/a"}) {
+    EXPECT_OK(Remove("f", /*wait=*/false, job));
+  }
+  ASSERT_OK_AND_ASSIGN(const auto all, Flush("jobs/-"));
+  EXPECT_EQ(all.failed_removals_size(), 3);
+  EXPECT_THAT(journal_->Read()->removes, testing::SizeIs(3));
+  ASSERT_OK_AND_ASSIGN(const auto of_a, Flush("jobs/a"));
+  EXPECT_EQ(of_a.failed_removals_size(), 1);
+  ASSERT_OK_AND_ASSIGN(const auto of_b, Flush("jobs/b"));
+  EXPECT_EQ(of_b.failed_removals_size(), 2);
+  EXPECT_THAT(journal_->Read()->removes, IsEmpty());
+}
+
 // ---- Flush -----------------------------------------------------------------------------------
 
 TEST_F(FlushTest, WaitsForTheSavesOfItsJobAndPath) {
@@ -165,6 +184,22 @@ TEST_F(FlushTest, WaitsForTheSavesOfItsJobAndPath) {
   gate_.Open();
   EXPECT_OK(Flush("jobs/j"));
   EXPECT_EQ(Get("s").state(), v1::Save::SUCCEEDED);
+}
+
+TEST_F(FlushTest, WaitsForAJobWhoseNewestSaveIsForgotten) {
+  SaveQueue::Options options = NoRetry();
+  options.history = 0;
+  Start(options);
+  HoldSaves();
+  ASSERT_NO_FATAL_FAILURE(Save("s", "f", "1"));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  ASSERT_NO_FATAL_FAILURE(Save("newest", "f", "2"));
+  ASSERT_OK(queue_->CancelSave(Name("newest")));
+  EXPECT_THAT(Flush("jobs/j", "", absl::Now()),
+              IsError(StatusCode::kDeadlineExceeded, "FLUSH_TIMEOUT"));
+  gate_.Open();
+  EXPECT_OK(Flush("jobs/j"));
+  EXPECT_EQ(ReadFile(disk_ / "f"), "1");
 }
 
 TEST_F(FlushTest, TellsWhatFailed) {
