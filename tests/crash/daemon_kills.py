@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -18,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Dict, List, Optional, Set
 
+from child import Child
 from durability import check_all_ended, is_temporary, open_journal, strays_in_pool
-from harness import REPO, WAIT_SECONDS, Daemon
+from harness import WAIT_SECONDS, Daemon
 from ledger import LedgerReader
 from pieces import FileDigests
 
@@ -49,51 +49,12 @@ class LoadConfig:
     transports: List[str]  # one thread for each
 
 
-class Load:
+class Load(Child):
     """A process of the load: see load_worker.py."""
 
     def __init__(self, config: LoadConfig, log: Path) -> None:
+        super().__init__(Path(__file__).with_name("load_worker.py"), config, log)
         self.reader = LedgerReader(Path(config.ledger))
-        self._log = log
-        folders = [REPO / "client" / "python", REPO / "tests" / "python", REPO / "tests" / "crash"]
-        with open(log, "ab") as stderr:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    str(Path(__file__).with_name("load_worker.py")),
-                    json.dumps(dataclasses.asdict(config)),
-                ],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-
-    def tell(self, order: str) -> None:
-        """Gives an order, "rest" or "go"."""
-        self._process.stdin.write(order + "\n")
-        self._process.stdin.flush()
-
-    def hear(self, answer: str) -> None:
-        """Waits until it says so."""
-        line = self._process.stdout.readline()
-        assert line.strip() == answer, self._log.read_text(encoding="utf-8")
-
-    def check(self) -> None:
-        """Fails if it has ended."""
-        assert self._process.poll() is None, self._log.read_text(encoding="utf-8")
-
-    def end(self) -> None:
-        """Ends it when it has done what it is at."""
-        self._process.stdin.close()
-        assert self._process.wait(ANSWER_SECONDS) == 0, self._log.read_text(encoding="utf-8")
-
-    def close(self) -> None:
-        """Ends it at once."""
-        self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
 
 
 class Campaign:
