@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from ckptd import transfer
@@ -67,6 +70,45 @@ def test_a_load_whose_daemon_was_restarted_since_it_began(make_daemon, monkeypat
     client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
     restart_before(daemon, monkeypatch, transfer.stream, "read")
     assert client.load(tmp_path / "a.ckpt")["a"].sum() == 10
+
+
+@pytest.fixture
+def no_collection():
+    """Python frees what nothing refers to any more, and looks for no rings."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("transport", ["shm", "grpc"])
+def test_a_state_is_let_go_that_was_saved_over_a_restart(
+    make_daemon, monkeypatch, tmp_path, transport
+):
+    daemon = make_daemon()
+    client = daemon.client(transport=transport)
+    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
+    restart_before(daemon, monkeypatch, transfer, "_fill")
+    tensor = torch.zeros(10)
+    state = weakref.ref(tensor)
+    client.save({"a": tensor}, tmp_path / "a.ckpt").result()
+    del tensor
+    assert state() is None
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_what_a_caller_has_is_let_go_whose_load_broke_off(make_daemon, monkeypatch, tmp_path):
+    daemon = make_daemon()
+    client = daemon.client(transport="grpc")
+    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
+    restart_before(daemon, monkeypatch, transfer.stream, "read")
+
+    def load() -> weakref.ref:
+        batch = torch.ones(10)
+        client.load(tmp_path / "a.ckpt")
+        return weakref.ref(batch)
+
+    assert load()() is None
 
 
 def restart_before(daemon, monkeypatch, module, name: str) -> None:

@@ -19,6 +19,7 @@ from .errors import (
     SaveError,
     SessionLostError,
     from_rpc,
+    let_go,
     reason_of,
 )
 from .names import PathLike
@@ -292,10 +293,11 @@ class Client:
             with session.operation() as session_id:
                 try:
                     return operation(session, session_id)
-                except SessionLostError:
+                except SessionLostError as error:
                     session.lose(session_id)
                     if time.monotonic() >= deadline:
                         raise
+                    let_go(error)
             time.sleep(RETRY_SECONDS)
 
     def _connect(self, session: Session, deadline: float) -> None:

@@ -84,6 +84,18 @@ class SessionLostError(DaemonUnavailableError):
     """The connection broke in the middle of a call; whether the call took effect is unknown."""
 
 
+def let_go(error: Optional[BaseException]) -> None:
+    """Drops the frames of an error that was dealt with, and of those that led to it.
+
+    What gRPC raises for a stream is the stream, which has the frame that raised it, which has the
+    stream: with that ring all that the callers hold, such as a state, would stay until Python
+    next collects old garbage.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def status_of(error: grpc.RpcError) -> status_pb2.Status:
     """The google.rpc.Status of a failed call; made from code and text where none was sent."""
     for key, value in error.trailing_metadata() or ():

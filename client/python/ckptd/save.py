@@ -15,6 +15,7 @@ from .errors import (
     SaveTimeoutError,
     SessionLostError,
     from_rpc,
+    let_go,
     reason_of,
 )
 from .session import LONG_RETURN_TIMEOUT, Session, session_for
@@ -158,6 +159,7 @@ class Save:
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.NOT_FOUND:
                     session.ledger.settle(self, self.lost())
+                    let_go(error)
                     return
                 failure = from_rpc(
                     error,
@@ -171,6 +173,7 @@ class Save:
                 if not isinstance(failure, SessionLostError):
                     raise failure from error
                 session.lose(session_id)
+                let_go(error)
 
     def _state_name(self) -> str:
         return pb.Save.State.Name(self._proto.state)

@@ -12,13 +12,13 @@ import socket
 import threading
 import time
 import weakref
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import grpc
 
 from . import names, rpc
-from .errors import DaemonUnavailableError, SessionLostError
+from .errors import DaemonUnavailableError, SessionLostError, let_go
 from .ledger import Ledger
 from .relay import RelayChannel
 from .shm import Copier, MappingCache
@@ -94,6 +94,7 @@ class Session:
                     return self._start(self)
                 if now >= deadline or not (self._was_open or draining):
                     raise
+                let_go(error)
             time.sleep(RETRY_SECONDS)
 
     def call(self, method: str, request: Any, timeout: float) -> Any:
@@ -193,9 +194,11 @@ def _take_end(stream: Any) -> None:
 
     To cancel the stream would not do: it would say so, and not look.
     """
-    with suppress(grpc.RpcError):
+    try:
         for _ in stream:
             pass
+    except grpc.RpcError as end:
+        let_go(end)
 
 
 def _probe(address: str) -> None:
