@@ -11,9 +11,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/os/errors.h"
 #include "server/persist/target.h"
+#include "server/queue/requests.h"
 #include "server/staging/pool_dir.h"
 
 namespace ckptd {
@@ -34,6 +36,13 @@ absl::StatusOr<OpenedJournal> OpenAndRead(FileSystem* fs, const std::string& fil
   OpenedJournal opened;
   CKPTD_ASSIGN_OR_RETURN(opened.journal, Journal::Open(fs, file));
   CKPTD_ASSIGN_OR_RETURN(opened.contents, opened.journal->Read());
+  for (const Journal::SaveEntry& entry : opened.contents.saves) {
+    if (absl::Status status = JobOfSave(entry.save.name()).status(); !status.ok()) {
+      return MakeError(absl::StatusCode::kDataLoss, "JOURNAL_CORRUPT",
+                       absl::StrCat("journal ", file, ": row ", entry.number,
+                                    " of saves is none: ", status.message()));
+    }
+  }
   return opened;
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -76,6 +77,21 @@ def test_damaged_journal_is_set_aside_and_images_are_exported(killed, tmp_path):
     assert ckptctl(daemon, "cancel", second).stdout.endswith("its image is given up\n")
     wait_until(lambda: daemon.status().pool.used_bytes == daemon.status().pool.free_bytes, "memory")
     assert torch.load(tmp_path / "held.ckpt") == {"x": 0}
+
+
+def test_a_journal_with_a_row_of_no_save_is_damaged(make_daemon):
+    daemon = make_daemon()
+    journal_file = journal_of(daemon)
+    daemon.kill()
+    nameless = pb.Save(name="jobs/j/saves/", path="/x").SerializeToString()
+    with contextlib.closing(sqlite3.connect(journal_file)) as journal:
+        row = (b"n", 1, 1, 1, nameless, b"", b"/x", 0, b"", 0)
+        journal.execute("INSERT INTO saves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        journal.commit()
+    daemon.start()
+    log = daemon.log.read_text()
+    assert "row 1 of saves is none: name 'jobs/j/saves/': must have the form" in log
+    assert "It is set aside as" in log
 
 
 def test_lost_journal_is_like_a_damaged_one(killed, tmp_path):
