@@ -242,7 +242,8 @@ void SaveQueue::AddInOrder(const RemovePtr& record) {
 }
 
 // Where the newest save before a removal gave way to another one, that one has to be durable. True
-// if the removal has to wait for it, and does.
+// if the removal has to wait for it, and does: not for one that itself waits for the removal, as
+// when it goes to what is removed.
 bool SaveQueue::FollowSuperseded(const RemovePtr& record) {
   while (record->newest_save != nullptr &&
          record->newest_save->save.state() == v1::Save::SUPERSEDED) {
@@ -252,6 +253,7 @@ bool SaveQueue::FollowSuperseded(const RemovePtr& record) {
   }
   const SavePtr& save = record->newest_save;
   if (save == nullptr || accepted_.count(save.get()) == 0) return false;
+  if (PathOrder::IsBehind(save.get(), record.get())) return false;
   PathOrder::Wait(record.get(), save.get());
   return true;
 }
@@ -265,11 +267,12 @@ absl::Status SaveQueue::CheckDurable(const RemoveRecord& record) const {
       IsAtOrBelow(record.newest_save->target.path, record.target.path)) {
     return absl::OkStatus();
   }
-  return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_NOT_DURABLE",
-                   absl::StrCat("remove of ", record.path, ": kept it, because the save before, ",
-                                save.name(), " to ", save.path(), ", is ",
-                                v1::Save::State_Name(save.state()), ": ", save.error().message()),
-                   {{"path", record.path}, {"save", save.name()}});
+  return MakeError(
+      absl::StatusCode::kFailedPrecondition, "SAVE_NOT_DURABLE",
+      absl::StrCat("remove of ", record.path, ": kept it, because the save before, ", save.name(),
+                   " to ", save.path(), ", is ", v1::Save::State_Name(save.state()),
+                   save.has_error() ? ": " : "", save.error().message()),
+      {{"path", record.path}, {"save", save.name()}});
 }
 
 // ---- Flush -----------------------------------------------------------------------------------

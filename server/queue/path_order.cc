@@ -40,6 +40,20 @@ void PathOrder::Add(Operation* op, const std::vector<Operation*>& also) {
   for (const std::string& key : op->keys) active_[key].push_back(op);
 }
 
+bool PathOrder::IsBehind(const Operation* op, const Operation* other) {
+  std::set<const Operation*> behind = {other};
+  std::vector<const Operation*> next = {other};
+  while (!next.empty()) {
+    const Operation* before = next.back();
+    next.pop_back();
+    for (const Operation* dependent : before->dependents) {
+      if (dependent == op) return true;
+      if (behind.insert(dependent).second) next.push_back(dependent);
+    }
+  }
+  return false;
+}
+
 std::vector<Operation*> PathOrder::End(Operation* op) {
   for (const std::string& key : op->keys) {
     auto it = active_.find(key);

@@ -40,8 +40,11 @@ class PathOrder {
   // The next Add gives out `seq`, which must be larger than those before.
   void ContinueAt(uint64_t seq) { next_seq_ = seq; }
 
+  // Whether `op` waits for `other`, or for something that does. Both are active.
+  static bool IsBehind(const Operation* op, const Operation* other);
+
   // Makes `op`, which is active and has nothing to wait for, wait for `other`, which is active,
-  // too.
+  // too, and not behind it: neither would ever run.
   static void Wait(Operation* op, Operation* other) {
     other->dependents.push_back(op);
     ++op->blockers;

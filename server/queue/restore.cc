@@ -58,6 +58,7 @@ absl::Status SaveQueue::Restore(
     CKPTD_RETURN_IF_ERROR(RestoreSave(entry));
   }
   for (const auto& [number, record] : by_number_) {
+    RestoreSuperseded(record);
     if (record->end != 0 && !record->save.image_kept()) ended.emplace_back(record->end, number);
   }
   std::sort(ended.begin(), ended.end());
@@ -135,6 +136,15 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry) {
   }
   record->save.set_state(v1::Save::QUEUED);
   return absl::OkStatus();
+}
+
+// A removal that waits for the save follows it to the one that it gave way to.
+void SaveQueue::RestoreSuperseded(const SavePtr& record) {
+  if (record->save.state() != v1::Save::SUPERSEDED) return;
+  for (const auto& [key, value] : MetadataOf(FromRpc(record->save.error()))) {
+    auto newer = by_name_.find(value);
+    if (key == "superseded_by" && newer != by_name_.end()) record->superseded_by = newer->second;
+  }
 }
 
 // Ends a save that cannot go on. It has no place in the order yet.

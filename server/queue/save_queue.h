@@ -215,6 +215,7 @@ class SaveQueue {
 
   // restore.cc
   absl::Status RestoreSave(const Journal::SaveEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RestoreSuperseded(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status AdoptImage(const SavePtr& record, const std::string& image);
   absl::Status FailRestored(const SavePtr& record, const absl::Status& why)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -102,6 +102,20 @@ TEST_F(PathOrderTest, OneThatEndsWhileItWaitsKeepsTheOrderOfTheOthers) {
   EXPECT_THAT(order_.End(first), ElementsAre(third));
 }
 
+TEST_F(PathOrderTest, KnowsWhatIsBehindWhat) {
+  Operation* first = Add(Kind::kSave, "/a");
+  Operation* second = Add(Kind::kRemove, "/a");
+  Operation* third = Add(Kind::kSave, "/a/b");
+  Operation* other = Add(Kind::kSave, "/c");
+  EXPECT_TRUE(PathOrder::IsBehind(second, first));
+  EXPECT_TRUE(PathOrder::IsBehind(third, first));
+  EXPECT_FALSE(PathOrder::IsBehind(first, third));
+  EXPECT_FALSE(PathOrder::IsBehind(first, first));
+  EXPECT_FALSE(PathOrder::IsBehind(other, first));
+  PathOrder::Wait(other, third);
+  EXPECT_TRUE(PathOrder::IsBehind(other, first));
+}
+
 // ---- Against a model -------------------------------------------------------------------------
 
 // The rule in its plainest form: an operation may run when no active one before it conflicts.
