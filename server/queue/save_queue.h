@@ -183,6 +183,7 @@ class SaveQueue {
   WorkPtr AwaitWork();
   void RunSave(const SavePtr& record);
   absl::Status Persist(const SavePtr& record);
+  absl::Status RestoreFolder(const SaveRecord& record) const;
   absl::StatusOr<PersistSource> SourceOf(const SaveRecord& record) const;
   void FinishSave(const SavePtr& record, const absl::Status& result);
   void RunRemove(const RemovePtr& record);

@@ -13,6 +13,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -46,10 +47,14 @@ SaveQueue::WorkPtr SaveQueue::AwaitWork() {
   WorkPtr work;
   while (!stopping_ && (work = work_.Take(clock_->Uptime())) == nullptr) {
     const absl::Duration now = clock_->Uptime();
-    auto wake = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-      return stopping_ || work_.HasRunnable(clock_->Uptime());
+    const absl::Duration due = work_.NextDue(now);
+    // Every worker that waits keeps the time of the next attempt: the one that saw it put in may
+    // have other work by then.
+    auto wake = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      const absl::Duration later = clock_->Uptime();
+      return stopping_ || work_.HasRunnable(later) || work_.NextDue(later) < due;
     };
-    mu_.AwaitWithTimeout(absl::Condition(&wake), work_.NextDue(now) - now);
+    mu_.AwaitWithTimeout(absl::Condition(&wake), due - now);
   }
   if (--waiting_workers_ == 0 && !stopping_) StartWorker();
   if (work != nullptr && work->kind == Operation::Kind::kSave) {
@@ -122,6 +127,7 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
                                                          record->save.path(), record->umask));
     record->unprepared = false;
   }
+  CKPTD_RETURN_IF_ERROR(RestoreFolder(*record));
   if (record->adopted) record->adopted = !leftovers_.RemoveFrom(record->target.dir);
   CKPTD_ASSIGN_OR_RETURN(const PersistSource source, SourceOf(*record));
   record->control.on_progress = [&] {
@@ -135,6 +141,13 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
   spdlog::info("{}: durable at {}: {} bytes in {:.3f} s", record->save.name(), record->target.path,
                source.size, absl::ToDoubleSeconds(clock_->Uptime() - start));
   return absl::OkStatus();
+}
+
+// A removal that had its turn before the save may have taken the folder that BeginSave had made.
+absl::Status SaveQueue::RestoreFolder(const SaveRecord& record) const {
+  struct stat info = {};
+  if (fs_->LinkStat(record.target.dir, &info) != -ENOENT) return absl::OkStatus();
+  return PrepareTarget(fs_, options_.allow_roots, record.target.path, record.umask).status();
 }
 
 // `record` must outlive the result.

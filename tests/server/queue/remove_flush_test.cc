@@ -117,6 +117,23 @@ TEST_F(RemoveTest, AFolderWaitsForTheSavesBelow) {
   EXPECT_THAT(disk_.List(), IsEmpty());
 }
 
+TEST_F(RemoveTest, ASaveAfterItsFolderWentFindsItMadeAgain) {
+  HoldSaves();
+  ASSERT_NO_FATAL_FAILURE(Save("s", "d/e/f", "1"));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  EXPECT_OK(Remove("d", /*wait=*/false));
+  ASSERT_NO_FATAL_FAILURE(Save("t", "d/e/f", "2"));
+  ASSERT_NO_FATAL_FAILURE(Stage("u", "d/g", "3"));
+  gate_.Open();
+  EXPECT_EQ(WaitForEnd("t").state(), v1::Save::SUCCEEDED);
+  EXPECT_EQ(ReadFile(disk_ / "d/e/f"), "2");
+  // Begun before the removal, committed after it.
+  EXPECT_OK(Remove("d", /*wait=*/true));
+  ASSERT_OK(queue_->CommitSave(Name("u")));
+  EXPECT_EQ(WaitForEnd("u").state(), v1::Save::SUCCEEDED);
+  EXPECT_EQ(ReadFile(disk_ / "d/g"), "3");
+}
+
 TEST_F(RemoveTest, AMissingPathIsNoError) {
   EXPECT_OK(Remove("none", /*wait=*/true));
   EXPECT_OK(Remove("no/such/folder", /*wait=*/true));
