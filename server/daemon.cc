@@ -82,8 +82,9 @@ absl::Status Daemon::TakeOver() {
   journal_.contents = {};
   if (is_new) {
     // Nothing tells which images were accepted, so none is removed.
-    const std::vector<std::string> images = ListImages(fs_.get(), options_.pool_dir);
-    queue_->RestoreOrphans(images);
+    CKPTD_ASSIGN_OR_RETURN(const std::vector<std::string> images,
+                           ListImages(fs_.get(), options_.pool_dir));
+    CKPTD_RETURN_IF_ERROR(queue_->RestoreOrphans(images));
     RemoveStrays(fs_.get(), options_.pool_dir, {images.begin(), images.end()});
     CKPTD_RETURN_IF_ERROR(journal_.journal->Settle());
   }

@@ -194,7 +194,8 @@ void SaveQueue::Stop() {
   mu_.Await(absl::Condition(&unused));
   for (const auto& [name, record] : by_name_) {
     if (record->image == nullptr) continue;
-    if (record->save.image_kept() || accepted_.count(record.get()) != 0) {
+    // Accepted, be it that Restore failed before it had its place, or kept.
+    if (record->save.state() != v1::Save::STAGING) {
       pool_->Leave(std::move(record->image));
     } else {
       pool_->Discard(std::move(record->image));

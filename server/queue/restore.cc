@@ -3,6 +3,8 @@
 //  1. The history comes back as it was.
 //  2. The image of each save that had not ended is adopted from the pool's folder, and its plan
 //     is made again from the note beside it. One whose image is gone, as after a reboot, is FAILED.
+//     Where an image cannot be had for another reason, such as too few descriptors, the daemon does
+//     not start, and leaves everything to one that can.
 //     One over which daemons have crashed too often is FAILED as well, and its image is kept.
 //  3. Saves and removals take their places in the one order again, by the numbers they had.
 //  4. Whoever has called this removes from the pool's folder what belongs to no save.
@@ -39,6 +41,14 @@ absl::Status Lost(const v1::Save& save, const absl::Status& why) {
                    ": was accepted, but its staging image is gone, as after a restart of the "
                    "machine, before it was known to be durable; what is at ",
                    save.path(), " is whole, and old or new (", why.message(), ")"));
+}
+
+bool IsLost(const absl::Status& status) { return ReasonOf(status) == "IMAGE_LOST"; }
+
+absl::Status CannotStart(const std::string& name, const absl::Status& why) {
+  return Annotate(why, absl::StrCat(name,
+                                    ": cannot be taken over from an earlier daemon; it and all "
+                                    "others are left for the next start, when that is mended"));
 }
 
 }  // namespace
@@ -123,13 +133,15 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry) {
   record->adopted = true;
   by_name_[entry.save.name()] = record;
   by_number_[entry.number] = record;
+  record->save.set_image_kept(false);
+  if (entry.end != 0 && entry.image.empty()) return absl::OkStatus();
+  const absl::Status adopted = AdoptImage(record, entry.image);
+  if (!adopted.ok() && !IsLost(adopted)) return CannotStart(entry.save.name(), adopted);
   if (entry.end != 0) {
-    record->save.set_image_kept(!entry.image.empty() && AdoptImage(record, entry.image).ok());
+    record->save.set_image_kept(adopted.ok());
     return absl::OkStatus();
   }
-  if (absl::Status status = AdoptImage(record, entry.image); !status.ok()) {
-    return FailRestored(record, Lost(record->save, status));
-  }
+  if (!adopted.ok()) return FailRestored(record, Lost(record->save, adopted));
   if (record->crashes >= options_.max_crashes) {
     record->save.set_image_kept(true);
     return FailRestored(record, Quarantined(record->save, record->crashes));
@@ -199,14 +211,23 @@ void SaveQueue::RestoreRemove(const Journal::RemoveEntry& entry) {
   if (record->blockers == 0) work_.Add(record);
 }
 
-void SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
+absl::Status SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
   absl::MutexLock lock(&mu_);
   for (const std::string& image : images) {
     auto record = std::make_shared<SaveRecord>();
     v1::BeginSaveRequest request;
-    auto note = ReadNote(fs_, pool_->options().dir, image);
-    if (!note.ok() || !request.ParseFromString(*note) || by_name_.count(request.name()) != 0 ||
-        !AdoptImage(record, image).ok()) {
+    const auto note = ReadNote(fs_, pool_->options().dir, image);
+    if (!note.ok() && !IsLost(note.status())) return CannotStart(image, note.status());
+    const bool known = note.ok() && request.ParseFromString(*note);
+    // A start that failed halfway has already written it down.
+    auto other = by_name_.find(request.name());
+    if (known && other != by_name_.end() && other->second->image != nullptr &&
+        other->second->image->name() == image) {
+      continue;
+    }
+    const absl::Status adopted = known ? AdoptImage(record, image) : note.status();
+    if (known && !adopted.ok() && !IsLost(adopted)) return CannotStart(request.name(), adopted);
+    if (!known || !adopted.ok() || other != by_name_.end()) {
       spdlog::error("image {}: no journal and no note tell what it is; leaving it in {}", image,
                     pool_->options().dir);
       continue;
@@ -224,7 +245,7 @@ void SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
     record->save.set_image_kept(true);
     by_name_[request.name()] = record;
     by_number_[record->number] = record;
-    LogIfError(FailRestored(
+    CKPTD_RETURN_IF_ERROR(FailRestored(
         record,
         MakeError(absl::StatusCode::kDataLoss, "JOURNAL_LOST",
                   absl::StrCat(request.name(),
@@ -232,6 +253,7 @@ void SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
                                "image is kept, and may be incomplete if its trainer died over it: "
                                "ckptctl export writes it somewhere, ckptctl cancel gives it up"))));
   }
+  return absl::OkStatus();
 }
 
 }  // namespace ckptd

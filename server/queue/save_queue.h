@@ -80,12 +80,13 @@ class SaveQueue {
   // Takes over what an earlier daemon has accepted: adopts the images, and goes on in the order of
   // old. Before anything else is called.
   // `adopted` is told the names of the images that saves have, before any of them is worked on: all
-  // others may go. It must not call the queue.
+  // others may go. It must not call the queue. After an error nothing that was accepted is gone:
+  // the next queue may take it over.
   absl::Status Restore(const Journal::Contents& contents,
                        const std::function<void(const std::set<std::string>& images)>& adopted);
   // The same for images of which no journal tells any more: they become FAILED saves with their
-  // image kept.
-  void RestoreOrphans(const std::vector<std::string>& images);
+  // image kept. After an error it may be called again, or by the next queue, for all of them.
+  absl::Status RestoreOrphans(const std::vector<std::string>& images);
 
   // ---- Sessions
   std::string OpenSession(const std::string& client);

@@ -48,11 +48,18 @@ absl::Status PoolError(const std::string& dir, absl::string_view action, int err
   return OsError(absl::StrCat("pool ", dir), action, error);
 }
 
-absl::Status ImageLost(const std::string& path, int error) {
-  return MakeError(absl::StatusCode::kNotFound, "IMAGE_LOST",
-                   absl::StrCat("image ", path, ": cannot be taken over from an earlier daemon: ",
-                                std::generic_category().message(error)),
-                   {{"image", path}});
+// Only what says that the image is not there, or is another file, makes it lost. Any other error
+// says nothing about it: it may be taken over another time.
+absl::Status CannotTakeOver(const std::string& path, int error) {
+  const std::string object = absl::StrCat("image ", path);
+  constexpr absl::string_view kAction = "take it over from an earlier daemon";
+  if (error != ENOENT && error != ENOTDIR && error != ELOOP && error != EISDIR && error != EBADF) {
+    return OsError(object, kAction, error);
+  }
+  return MakeError(
+      absl::StatusCode::kNotFound, "IMAGE_LOST",
+      absl::StrCat(object, ": cannot ", kAction, ": ", std::generic_category().message(error)),
+      {{"image", path}});
 }
 
 }  // namespace
@@ -79,10 +86,10 @@ absl::StatusOr<std::unique_ptr<Image>> Image::Adopt(FileSystem* fs, const std::s
   const std::string path = absl::StrCat(dir, "/", name);
   image->fd_ = FileDescriptor(fs, fs->Open(path, O_RDWR | O_NOFOLLOW, 0));
   struct stat info = {};
-  if (!image->fd_) return ImageLost(path, -image->fd_.get());
-  if (int error = fs->Stat(image->fd_.get(), &info); error < 0) return ImageLost(path, -error);
+  if (!image->fd_) return CannotTakeOver(path, -image->fd_.get());
+  if (int error = fs->Stat(image->fd_.get(), &info); error < 0) return CannotTakeOver(path, -error);
   if (!S_ISREG(info.st_mode) || static_cast<uint64_t>(info.st_size) != size) {
-    return ImageLost(path, EBADF);
+    return CannotTakeOver(path, EBADF);
   }
   image->path_ = path;
   image->has_note_ = true;
@@ -153,14 +160,14 @@ absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
                                      const std::string& name) {
   const std::string path = absl::StrCat(NoteDir(dir), "/", name);
   const FileDescriptor file(fs, fs->Open(path, O_RDONLY | O_NOFOLLOW, 0));
-  if (!file) return ImageLost(path, -file.get());
+  if (!file) return CannotTakeOver(path, -file.get());
   struct stat info = {};
-  if (int error = fs->Stat(file.get(), &info); error < 0) return ImageLost(path, -error);
+  if (int error = fs->Stat(file.get(), &info); error < 0) return CannotTakeOver(path, -error);
   std::string note(static_cast<size_t>(info.st_size), '\0');
   for (size_t done = 0; done < note.size();) {
     const ssize_t n =
         fs->Read(file.get(), note.data() + done, note.size() - done, static_cast<off_t>(done));
-    if (n <= 0) return ImageLost(path, n == 0 ? EIO : static_cast<int>(-n));
+    if (n <= 0) return CannotTakeOver(path, n == 0 ? EBADF : static_cast<int>(-n));
     done += static_cast<size_t>(n);
   }
   return note;

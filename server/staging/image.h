@@ -30,7 +30,8 @@ class Image {
   static absl::StatusOr<std::unique_ptr<Image>> Create(FileSystem* fs, const std::string& dir,
                                                        uint64_t id, uint64_t size);
   // Takes over an image that an earlier daemon left in the pool's folder under `name`, with its
-  // bytes, which must be `size`. NOT_FOUND (IMAGE_LOST) where it is not there or is another file.
+  // bytes, which must be `size`. NOT_FOUND (IMAGE_LOST) where it is not there or is another file;
+  // after any other error it is where it was.
   static absl::StatusOr<std::unique_ptr<Image>> Adopt(FileSystem* fs, const std::string& dir,
                                                       const std::string& name, uint64_t id,
                                                       uint64_t size);
@@ -100,7 +101,8 @@ std::string FreeDir(const std::string& pool_dir);
 // The folder of notes, in which each has the name of its image.
 std::string NoteDir(const std::string& pool_dir);
 
-// What WriteNote had put down for the image `name`. NOT_FOUND (IMAGE_LOST) where there is none.
+// What WriteNote had put down for the image `name`. NOT_FOUND (IMAGE_LOST) where there is none;
+// any other error says nothing about it.
 absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
                                      const std::string& name);
 

@@ -33,7 +33,9 @@ absl::Status MakeParents(FileSystem* fs, const std::string& dir) {
 
 int RemoveImages(FileSystem* fs, const std::string& dir, const std::set<std::string>& keep) {
   int removed = 0;
-  for (const std::string& name : ListImages(fs, dir)) {
+  const auto names = ListImages(fs, dir);
+  if (!names.ok()) return 0;
+  for (const std::string& name : *names) {
     if (keep.count(name) == 0 && fs->Unlink(absl::StrCat(dir, "/", name)) == 0) ++removed;
   }
   return removed;
@@ -85,9 +87,11 @@ absl::StatusOr<FileDescriptor> PreparePoolDir(FileSystem* fs, const std::string&
   return lock;
 }
 
-std::vector<std::string> ListImages(FileSystem* fs, const std::string& dir) {
+absl::StatusOr<std::vector<std::string>> ListImages(FileSystem* fs, const std::string& dir) {
   std::vector<std::string> names;
-  if (fs->List(dir, &names) < 0) return {};
+  if (int error = fs->List(dir, &names); error < 0) {
+    return OsError(absl::StrCat("pool ", dir), "list its images", -error);
+  }
   names.erase(std::remove_if(names.begin(), names.end(),
                              [](const std::string& name) { return !IsImageName(name); }),
               names.end());

@@ -21,7 +21,7 @@ absl::Status PreparePrivateDir(FileSystem* fs, const std::string& dir);
 absl::StatusOr<FileDescriptor> PreparePoolDir(FileSystem* fs, const std::string& dir);
 
 // Names of the images in the folder that an earlier daemon had handed out.
-std::vector<std::string> ListImages(FileSystem* fs, const std::string& dir);
+absl::StatusOr<std::vector<std::string>> ListImages(FileSystem* fs, const std::string& dir);
 
 // Removes what an earlier daemon left of its own there, but for the images in `keep` and their
 // notes.

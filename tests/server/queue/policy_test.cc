@@ -129,5 +129,44 @@ TEST_F(PolicyTest, ARemovalFollowsTheSaveThatTookTheMemory) {
   EXPECT_THAT(disk_.List(), ElementsAre("f"));
 }
 
+TEST_F(PolicyTest, ARemovalStillFollowsItAfterARestart) {
+  WriteFile(disk_ / "old", "old");
+  Jam();
+  ASSERT_NO_FATAL_FAILURE(Save("begun", "f", Content('a')));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  ASSERT_NO_FATAL_FAILURE(Save("waiting", "f", Content('b')));
+  ASSERT_OK(Remove("old", /*wait=*/false));
+  ASSERT_OK(Begin(Full("new", "f", v1::BeginSaveRequest::SUPERSEDE)));
+  ASSERT_OK(queue_->WriteSave(Name("new"), 0, Content('c')));
+  ASSERT_OK(queue_->CommitSave(Name("new")));
+  StopJammed();
+  Restart();
+  auto flushed = Flush("jobs/j");
+  ASSERT_OK(flushed);
+  EXPECT_EQ(flushed->failed_removals_size(), 0);
+  EXPECT_THAT(disk_.List(), ElementsAre("f"));
+}
+
+// Each would wait for the other: the removal for what took the memory of the save before it, and
+// that for the removal of its path.
+TEST_F(PolicyTest, ARemovalDoesNotWaitForASaveThatWaitsForIt) {
+  for (const std::string removed : {"d/f", "d"}) {
+    SCOPED_TRACE(removed);
+    Start(NoRetry(), 2 * kSize);
+    gate_.Close();
+    HoldSaves();
+    ASSERT_NO_FATAL_FAILURE(Save("begun", "d/f", Content('a')));
+    ASSERT_NO_FATAL_FAILURE(Save("waiting", "d/f", Content('b')));
+    ASSERT_OK(Remove(removed, /*wait=*/false));
+    ASSERT_OK(Begin(Full("new", "d/f", v1::BeginSaveRequest::SUPERSEDE)));
+    ASSERT_OK(queue_->WriteSave(Name("new"), 0, Content('c')));
+    ASSERT_OK(queue_->CommitSave(Name("new")));
+    gate_.Open();
+    EXPECT_EQ(WaitForEnd("new").state(), v1::Save::SUCCEEDED);
+    EXPECT_OK(Flush());
+    EXPECT_EQ(ReadFile(disk_ / "d/f"), Content('c'));
+  }
+}
+
 }  // namespace
 }  // namespace ckptd

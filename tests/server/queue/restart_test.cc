@@ -24,24 +24,7 @@ using testing::ElementsAre;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-class RestartTest : public QueueTest {
- protected:
-  // Leaves all that is accepted undone: nothing gets past its opening.
-  void Jam() {
-    fs_.SetBefore([this](FsCall& call) -> std::optional<int64_t> {
-      if (call.op == FsOp::kAllocate) gate_.Pass();
-      return std::nullopt;
-    });
-  }
-  void StopJammed() {
-    std::thread stopper([&] { queue_->Stop(); });
-    // Stop has asked the saves to end when no new one is taken.
-    EXPECT_TRUE(Eventually([&] { return !Begin(Request("x", disk_ / "x", 1)).ok(); }));
-    gate_.Open();
-    stopper.join();
-    fs_.Reset();
-  }
-};
+using RestartTest = QueueTest;
 
 TEST_F(RestartTest, AcceptedSavesAndRemovalsGoOnInTheirOrder) {
   WriteFile(disk_ / "old", "old");
@@ -210,7 +193,7 @@ TEST_F(RestartTest, WithoutAJournalImagesAreKeptForExport) {
   ASSERT_THAT(images, SizeIs(2));
   keep_images_ = true;
   Restart();
-  queue_->RestoreOrphans(images);
+  ASSERT_OK(queue_->RestoreOrphans(images));
   for (const char* id : {"s", "t"}) {
     EXPECT_EQ(Get(id).state(), v1::Save::FAILED);
     EXPECT_THAT(ErrorOf(Get(id)), IsError(StatusCode::kDataLoss, "JOURNAL_LOST"));

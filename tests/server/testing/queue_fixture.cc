@@ -1,9 +1,11 @@
 #include "tests/server/testing/queue_fixture.h"
 
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "plugins/torch/torch_plugin.h"
+#include "proto/status/status_macros.h"
 #include "server/staging/pool_dir.h"
 #include "tests/server/testing/fake_backend.h"
 
@@ -40,7 +42,7 @@ std::vector<std::string> Recorder::States() const {
   return states;
 }
 
-QueueTest::QueueTest() {
+QueueTest::QueueTest(TempDir::Place place) : disk_(place), state_(place) {
   EXPECT_OK(backends_.Add(FakePlugin()));
   EXPECT_OK(backends_.Add(TorchPlugin()));
 }
@@ -67,34 +69,31 @@ void QueueTest::Start(const SaveQueue::Options& options, uint64_t budget) {
   for (const std::string& name : state_.List()) posix_->Unlink(state_ / name);
   RemoveStrays(posix_.get(), shm_.path(), {});
   budget_ = budget;
-  StartAgain(options, {});
+  Restart(options);
 }
 
 void QueueTest::Restart(const SaveQueue::Options& options, const std::vector<uint64_t>& crashed) {
-  StopAll();
-  StartAgain(options, crashed);
+  ASSERT_OK(TryRestart(options, crashed));
 }
 
-void QueueTest::StartAgain(const SaveQueue::Options& options,
-                           const std::vector<uint64_t>& crashed) {
-  auto lock = PreparePoolDir(posix_.get(), shm_.path());
-  ASSERT_OK(lock);
-  auto journal = Journal::Open(posix_.get(), state_ / "journal.db");
-  ASSERT_OK(journal);
-  journal_ = *std::move(journal);
+absl::Status QueueTest::TryRestart(const SaveQueue::Options& options,
+                                   const std::vector<uint64_t>& crashed) {
+  StopAll();
+  CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(posix_.get(), shm_.path()));
+  CKPTD_ASSIGN_OR_RETURN(journal_, Journal::Open(posix_.get(), state_ / "journal.db"));
   Pool::Options pool_options;
   pool_options.dir = shm_.path();
   pool_options.budget_bytes = budget_;
-  pool_ = std::make_unique<Pool>(&fs_, pool_options, *std::move(lock));
+  pool_ = std::make_unique<Pool>(&fs_, pool_options, std::move(lock));
   queue_ =
       std::make_unique<SaveQueue>(&fs_, &clock_, journal_.get(), pool_.get(), &backends_, options);
-  auto contents = journal_->Read();
-  ASSERT_OK(contents);
-  ASSERT_OK(CountCrashes(crashed, journal_.get(), &*contents));
-  ASSERT_OK(queue_->Restore(*contents, [&](const std::set<std::string>& images) {
-    if (!keep_images_) RemoveStrays(posix_.get(), shm_.path(), images);
+  CKPTD_ASSIGN_OR_RETURN(Journal::Contents contents, journal_->Read());
+  CKPTD_RETURN_IF_ERROR(CountCrashes(crashed, journal_.get(), &contents));
+  CKPTD_RETURN_IF_ERROR(queue_->Restore(contents, [&](const std::set<std::string>& images) {
+    if (!keep_images_) RemoveStrays(&fs_, shm_.path(), images);
   }));
   session_ = queue_->OpenSession("host:1 test");
+  return absl::OkStatus();
 }
 
 std::string QueueTest::Name(const std::string& id) {
@@ -172,6 +171,23 @@ void QueueTest::HoldSaves() {
     if (call.op == FsOp::kDataSync) gate_.Pass();
     return std::nullopt;
   });
+}
+
+void QueueTest::Jam() {
+  gate_.Close();
+  fs_.SetBefore([this](FsCall& call) -> std::optional<int64_t> {
+    if (call.op == FsOp::kAllocate) gate_.Pass();
+    return std::nullopt;
+  });
+}
+
+void QueueTest::StopJammed() {
+  std::thread stopper([&] { queue_->Stop(); });
+  // Stop has asked the saves to end when no new one is taken.
+  EXPECT_TRUE(Eventually([&] { return !Begin(Request("x", disk_ / "x", 1)).ok(); }));
+  gate_.Open();
+  stopper.join();
+  fs_.Reset();
 }
 
 std::vector<std::string> QueueTest::LeasedImages() const {

@@ -45,7 +45,8 @@ class Recorder {
 // hold. Its backend "raw" makes a file of nothing but the content; "torch" is there, too.
 class QueueTest : public testing::Test {
  protected:
-  QueueTest();
+  // `place`: of the checkpoints and the journal.
+  explicit QueueTest(TempDir::Place place = TempDir::Place::kDisk);
   ~QueueTest() override;
 
   // Makes the queue anew, with neither journal nor images of an earlier one. SetUp does with what
@@ -58,6 +59,9 @@ class QueueTest : public testing::Test {
   // `crashed`: numbers of saves over which it is to have crashed.
   void Restart(const SaveQueue::Options& options = NoRetry(),
                const std::vector<uint64_t>& crashed = {});
+  // The same, but tells why the queue could not take over what there is.
+  absl::Status TryRestart(const SaveQueue::Options& options = NoRetry(),
+                          const std::vector<uint64_t>& crashed = {});
   void StopAll();
 
   // The save that the next calls are about: jobs/j/saves/{id}, or the whole name if it has a slash.
@@ -83,6 +87,10 @@ class QueueTest : public testing::Test {
 
   // Stops every save at its fdatasync until gate_ lets it go on.
   void HoldSaves();
+  // Leaves all that is accepted undone from now on: nothing gets past its opening; until this stops
+  // the queue.
+  void Jam();
+  void StopJammed();
   // Names of images in the pool's folder that a client could open.
   std::vector<std::string> LeasedImages() const;
 
@@ -102,9 +110,6 @@ class QueueTest : public testing::Test {
   std::unique_ptr<Pool> pool_;
   std::unique_ptr<SaveQueue> queue_;
   std::string session_;
-
- private:
-  void StartAgain(const SaveQueue::Options& options, const std::vector<uint64_t>& crashed);
 };
 
 // What an ended save says why.
