@@ -65,8 +65,7 @@ TEST_F(PoolDirTest, RemovesStraysAndNothingElse) {
   WriteFile(pool_dir_ + "/not-ours", "x");
   ASSERT_OK(PreparePoolDir(&fs_, pool_dir_));
   ASSERT_OK_AND_ASSIGN(const auto images, ListImages(&fs_, pool_dir_));
-  EXPECT_THAT(images,
-              UnorderedElementsAre("image-1-0123456789abcdef", "image-3-0123456789abcdef"));
+  EXPECT_THAT(images, UnorderedElementsAre("image-1-0123456789abcdef", "image-3-0123456789abcdef"));
   fs_.FailNth(FsOp::kList, 1, EMFILE);
   EXPECT_THAT(ListImages(&fs_, pool_dir_),
               IsError(StatusCode::kResourceExhausted, "STORAGE_ERROR"));
