@@ -126,6 +126,14 @@ void AddList(CLI::App& command, Options& options) {
       ->type_name("TOKEN");
 }
 
+// CLI11 says of a word that is no command only that there is none.
+std::string FailureMessage(const CLI::App* app, const CLI::Error& error) {
+  const std::string message = CLI::FailureMessage::simple(app, error);
+  const std::vector<std::string> rest = app->remaining();
+  if (!app->get_subcommands().empty() || rest.empty()) return message;
+  return absl::StrCat("'", rest[0], "' is no command of ckptctl\n", message);
+}
+
 }  // namespace
 
 std::optional<std::string> FullSaveName(const std::string& text) {
@@ -143,6 +151,7 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_code) {
   CLI::App app("Looks after the saves of ckptd, the checkpoint sidecar.", "ckptctl");
   app.require_subcommand(1);
   app.fallthrough();
+  app.failure_message(FailureMessage);
   app.footer(kFooter);
   app.get_formatter()->column_width(34);
   AddGlobal(app, options);

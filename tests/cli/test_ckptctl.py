@@ -283,6 +283,10 @@ def test_wrong_usage(ckptctl, arguments):
     assert "--help" in result.stderr
 
 
+def test_no_such_command(ckptctl):
+    assert "'lsit' is no command of ckptctl\n" in ckptctl("lsit").stderr
+
+
 def test_help_and_version(ckptctl):
     text = ckptctl("--help").stdout
     for command in ("status", "list", "get", "watch", "cancel", "flush", "verify"):
