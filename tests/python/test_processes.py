@@ -25,9 +25,9 @@ DIES_IN_THE_COPY = """
     from ckptd import transfer
     client = ckptd.Client(transport="shm", on_unavailable="raise")
     def half(caller, session, captured, begun, deadline):
-        with session.mappings.hold(begun.image) as address:
+        with session.mappings.hold(begun.image) as mapping:
             record = captured.records[0]
-            to = address + begun.tensor_offsets[0]
+            to = mapping.address + begun.tensor_offsets[0]
             ctypes.memmove(to, record.storage.data_ptr(), record.size_bytes // 2)
             os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[2] == "copy":

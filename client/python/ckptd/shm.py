@@ -1,13 +1,14 @@
 """Copies storages into staging images through shared memory.
 
 An image is a file in the daemon's tmpfs pool. Its pages exist before we see it, but a new mapping
-has no page-table entries yet: it is populated once and kept for the next saves. Mappings are not
-inherited over fork, so that a child can never write into an image of its parent.
+has no page-table entries yet: each thread populates what it copies to, once, and the mapping is kept
+for the next saves. Mappings are not inherited over fork, so that a child can never write into an image of its parent.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -64,9 +65,9 @@ class Mapping:
         if address == _MAP_FAILED:
             raise NotSharedError(f"{image.path}: {os.strerror(ctypes.get_errno())}")
         self.address: int = address
+        self.is_populated = False
         self.users = 0
         _libc.madvise(address, self.size, _MADV_DONTFORK)
-        _libc.madvise(address, self.size, _MADV_POPULATE_WRITE)
 
     def is_of(self, image: pb.Image) -> bool:
         """Whether this maps exactly that image as it is now."""
@@ -92,8 +93,8 @@ class MappingCache:
         self._mappings: Dict[Tuple[int, int], Mapping] = {}
 
     @contextmanager
-    def hold(self, image: pb.Image) -> Iterator[int]:
-        """The address of `image`, which a save of the caller's has. Raises NotSharedError."""
+    def hold(self, image: pb.Image) -> Iterator[Mapping]:
+        """The mapping of `image`, which a save of the caller's has. Raises NotSharedError."""
         key = (image.id, image.inode)
         with self._lock:
             self._drop_unused()
@@ -105,7 +106,7 @@ class MappingCache:
             self._mappings[key] = mapping
             mapping.users += 1
         try:
-            yield mapping.address
+            yield mapping
         finally:
             with self._lock:
                 mapping.users -= 1
@@ -133,11 +134,12 @@ class Copier:
         self._pool: Optional[ThreadPoolExecutor] = None
         self._lock = threading.Lock()
 
-    def copy(self, captured: Captured, response: pb.BeginSaveResponse, base: int) -> None:
-        """Copies pickle and storages to their offsets in the image mapped at `base`.
+    def copy(self, captured: Captured, response: pb.BeginSaveResponse, mapping: Mapping) -> None:
+        """Copies pickle and storages to their offsets in the image, which the caller holds.
 
         Returns, or raises, when no thread touches either side any more.
         """
+        base = mapping.address
         source = (ctypes.c_char * len(captured.pickle)).from_buffer(captured.pickle)
         ctypes.memmove(base + response.object_offset, source, len(captured.pickle))
         pieces: List[_Piece] = []
@@ -148,7 +150,9 @@ class Copier:
                 pieces.append((base + offset, record.storage.data_ptr(), record.size_bytes))
             else:
                 _copy_from_device(record.storage, base + offset, record.size_bytes)
-        self._run([_copier_of(share) for share in self._shares(pieces)])
+        populate = not mapping.is_populated
+        self._run([_copier_of(share, populate) for share in self._shares(pieces)])
+        mapping.is_populated = True
 
     def _shares(self, pieces: List[_Piece]) -> List[List[_Piece]]:
         """Deals `pieces` out in runs of equal bytes, cutting large ones."""
@@ -195,13 +199,20 @@ def _wait_for_all(futures: List[Future[None]]) -> None:
         raise interrupt
 
 
-def _copier_of(pieces: List[_Piece]) -> Callable[[], None]:
+def _copier_of(pieces: List[_Piece], populate: bool) -> Callable[[], None]:
     def run() -> None:
+        if populate and pieces:
+            _populate(pieces[0][0], pieces[-1][0] + pieces[-1][2])
         memmove = ctypes.memmove  # gives up the GIL
         for to, source, size in pieces:
             memmove(to, source, size)
 
     return run
+
+
+def _populate(start: int, end: int) -> None:
+    start -= start % mmap.PAGESIZE
+    _libc.madvise(start, end - start, _MADV_POPULATE_WRITE)
 
 
 def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor:

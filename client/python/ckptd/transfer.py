@@ -149,8 +149,8 @@ def _fill(
 ) -> None:
     if caller.transport != "grpc":
         try:
-            with session.mappings.hold(begun.image) as address:
-                session.copier.copy(captured, begun, address)
+            with session.mappings.hold(begun.image) as mapping:
+                session.copier.copy(captured, begun, mapping)
             return
         except NotSharedError as error:
             if caller.transport == "shm":
