@@ -128,7 +128,7 @@ void AddList(CLI::App& command, Options& options) {
 
 // CLI11 says of a word that is no command only that there is none.
 std::string FailureMessage(const CLI::App* app, const CLI::Error& error) {
-  const std::string message = CLI::FailureMessage::simple(app, error);
+  std::string message = CLI::FailureMessage::simple(app, error);
   const std::vector<std::string> rest = app->remaining();
   if (!app->get_subcommands().empty() || rest.empty()) return message;
   return absl::StrCat("'", rest[0], "' is no command of ckptctl\n", message);
