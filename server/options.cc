@@ -69,7 +69,7 @@ class FileBelowEnvironment : public CLI::ConfigTOML {
   explicit FileBelowEnvironment(const CLI::App* app) : app_(app) {}
 
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
-    std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
+    std::vector<CLI::ConfigItem> found = CLI::ConfigTOML::from_config(input);
     auto in_environment = [this](const CLI::ConfigItem& item) {
       const CLI::Option* option = app_->get_option_no_throw("--" + item.name);
       if (option == nullptr || option->get_envname().empty()) return false;
@@ -77,8 +77,8 @@ class FileBelowEnvironment : public CLI::ConfigTOML {
       const char* value = std::getenv(option->get_envname().c_str());
       return value != nullptr && *value != 0;
     };
-    items.erase(std::remove_if(items.begin(), items.end(), in_environment), items.end());
-    return items;
+    found.erase(std::remove_if(found.begin(), found.end(), in_environment), found.end());
+    return found;
   }
 
  private:
