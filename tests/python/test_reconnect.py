@@ -52,23 +52,40 @@ def test_a_client_that_has_just_reconnected_does_so_again(dies_when_asked, tmp_p
     client.save({"a": torch.zeros(10)}, tmp_path / "b.ckpt").result()
 
 
+@pytest.fixture
+def client_before_restart(make_daemon, monkeypatch, tmp_path):
+    """Makes a client that has saved ones to a.ckpt, and whose daemon dies, and is back, just before
+    the next call of a function of `module`."""
+
+    def make(transport, module, name):
+        daemon = make_daemon()
+        client = daemon.client(transport=transport)
+        client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
+        function = getattr(module, name)
+
+        def restart(*arguments):
+            monkeypatch.setattr(module, name, function)
+            daemon.kill()
+            daemon.start()
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, restart)
+        return client
+
+    return make
+
+
 @pytest.mark.parametrize("transport", ["shm", "grpc"])
 def test_a_save_whose_daemon_was_restarted_since_it_began(
-    make_daemon, monkeypatch, tmp_path, transport
+    client_before_restart, tmp_path, transport
 ):
-    daemon = make_daemon()
-    client = daemon.client(transport=transport)
-    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
-    restart_before(daemon, monkeypatch, transfer, "_fill")
+    client = client_before_restart(transport, transfer, "_fill")
     client.save({"a": torch.zeros(10)}, tmp_path / "a.ckpt").result()
     assert torch.load(tmp_path / "a.ckpt")["a"].sum() == 0
 
 
-def test_a_load_whose_daemon_was_restarted_since_it_began(make_daemon, monkeypatch, tmp_path):
-    daemon = make_daemon()
-    client = daemon.client(transport="grpc")
-    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
-    restart_before(daemon, monkeypatch, transfer.stream, "read")
+def test_a_load_whose_daemon_was_restarted_since_it_began(client_before_restart, tmp_path):
+    client = client_before_restart("grpc", transfer.stream, "read")
     assert client.load(tmp_path / "a.ckpt")["a"].sum() == 10
 
 
@@ -83,12 +100,9 @@ def no_collection():
 @pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("transport", ["shm", "grpc"])
 def test_a_state_is_let_go_that_was_saved_over_a_restart(
-    make_daemon, monkeypatch, tmp_path, transport
+    client_before_restart, tmp_path, transport
 ):
-    daemon = make_daemon()
-    client = daemon.client(transport=transport)
-    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
-    restart_before(daemon, monkeypatch, transfer, "_fill")
+    client = client_before_restart(transport, transfer, "_fill")
     tensor = torch.zeros(10)
     state = weakref.ref(tensor)
     client.save({"a": tensor}, tmp_path / "a.ckpt").result()
@@ -97,11 +111,8 @@ def test_a_state_is_let_go_that_was_saved_over_a_restart(
 
 
 @pytest.mark.usefixtures("no_collection")
-def test_what_a_caller_has_is_let_go_whose_load_broke_off(make_daemon, monkeypatch, tmp_path):
-    daemon = make_daemon()
-    client = daemon.client(transport="grpc")
-    client.save({"a": torch.ones(10)}, tmp_path / "a.ckpt").result()
-    restart_before(daemon, monkeypatch, transfer.stream, "read")
+def test_what_a_caller_has_is_let_go_whose_load_broke_off(client_before_restart, tmp_path):
+    client = client_before_restart("grpc", transfer.stream, "read")
 
     def load() -> weakref.ref:
         batch = torch.ones(10)
@@ -109,16 +120,3 @@ def test_what_a_caller_has_is_let_go_whose_load_broke_off(make_daemon, monkeypat
         return weakref.ref(batch)
 
     assert load()() is None
-
-
-def restart_before(daemon, monkeypatch, module, name: str) -> None:
-    """Has the daemon die, and be back, just before the next call of a function."""
-    function = getattr(module, name)
-
-    def restart(*arguments):
-        monkeypatch.setattr(module, name, function)
-        daemon.kill()
-        daemon.start()
-        return function(*arguments)
-
-    monkeypatch.setattr(module, name, restart)

@@ -207,8 +207,8 @@ class Stay:
         return [work.done for work in self._works]
 
 
-class Visit:
-    """Clients that come and go in one process, each with a session and a job of its own."""
+class Visitors:
+    """Clients that come and go, one for each save of an order; `_visit` has one do so."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
@@ -216,37 +216,31 @@ class Visit:
         self._done: Dict[str, int] = collections.Counter()
 
     def run(self, order: Order) -> List[Dict[str, int]]:
-        """One visit for each save."""
+        """Makes the visits."""
         half = Half(order.saves)
         for _ in range(order.saves):
             self._visits += 1
-            transport = ("shm", "grpc")[self._visits % 2]
-            work = Work(self._config, f"visit-{self._visits}", 1, transport=transport)
-            work.run(dataclasses.replace(order, saves=1), half.count)
-            work.remove_all()
-            work.client.close()
-            self._done.update(work.done)
+            self._visit(order, half)
         return [self._done]
 
 
-class Fork:
-    """Clients that are a process each. This one uses no gRPC itself, so that they can be forked."""
+class Visit(Visitors):
+    """All in one process, each with a session and a job of its own."""
 
-    def __init__(self, config: WorkerConfig) -> None:
-        self._config = config
-        self._visits = 0
-        self._done: Dict[str, int] = collections.Counter()
+    def _visit(self, order: Order, half: Half) -> None:
+        transport = ("shm", "grpc")[self._visits % 2]
+        work = Work(self._config, f"visit-{self._visits}", 1, transport=transport)
+        work.run(dataclasses.replace(order, saves=1), half.count)
+        work.remove_all()
+        work.client.close()
+        self._done.update(work.done)
 
-    def run(self, order: Order) -> List[Dict[str, int]]:
-        """One process for each save."""
-        half = Half(order.saves)
-        for _ in range(order.saves):
-            self._visits += 1
-            self._visit(order, killed=self._visits % 2 == 1)
-            half.count()
-        return [self._done]
 
-    def _visit(self, order: Order, killed: bool) -> None:
+class Fork(Visitors):
+    """A process each. This one uses no gRPC itself, so that they can be forked."""
+
+    def _visit(self, order: Order, half: Half) -> None:
+        killed = self._visits % 2 == 1
         accepted, accepts = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -261,6 +255,7 @@ class Fork:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status == (-signal.SIGKILL if killed else 0)
         self._done["killed" if killed else "left"] += 1
+        half.count()
 
     def _save(self, order: Order, accepts: int, killed: bool) -> None:
         # All those that are killed have one path, so that disk use is bounded.

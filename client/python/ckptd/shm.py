@@ -1,8 +1,9 @@
 """Copies storages into staging images through shared memory.
 
 An image is a file in the daemon's tmpfs pool. Its pages exist before we see it, but a new mapping
-has no page-table entries yet: each thread populates what it copies to, once, and the mapping is kept
-for the next saves. Mappings are not inherited over fork, so that a child can never write into an image of its parent.
+has no page-table entries yet: each thread populates what it copies to, once, and the mapping is
+kept for the next saves. Mappings are not inherited over fork, so that a child can never write into
+an image of its parent.
 """
 
 from __future__ import annotations

@@ -30,6 +30,18 @@ class PolicyTest : public QueueTest {
     return request;
   }
   static std::string Content(char c) { return std::string(kSize, c); }
+
+  // Has "begun" in a worker's hands, "waiting" give way to "new", all to "f", and between those two
+  // the removal of "old".
+  void SupersedeBeforeARemoval() {
+    ASSERT_NO_FATAL_FAILURE(Save("begun", "f", Content('a')));
+    ASSERT_TRUE(gate_.WaitForArrivals(1));
+    ASSERT_NO_FATAL_FAILURE(Save("waiting", "f", Content('b')));
+    ASSERT_OK(Remove("old", /*wait=*/false));
+    ASSERT_OK(Begin(Full("new", "f", v1::BeginSaveRequest::SUPERSEDE)));
+    ASSERT_OK(queue_->WriteSave(Name("new"), 0, Content('c')));
+    ASSERT_OK(queue_->CommitSave(Name("new")));
+  }
 };
 
 TEST_F(PolicyTest, BlockWaitsAndSaysForWhat) {
@@ -112,13 +124,7 @@ TEST_F(PolicyTest, SupersedeTakesNothingWhileThereIsMemory) {
 // The removal was accepted behind a save that then gave way: the one that took its place counts.
 TEST_F(PolicyTest, ARemovalFollowsTheSaveThatTookTheMemory) {
   WriteFile(disk_ / "old", "old");
-  ASSERT_NO_FATAL_FAILURE(Save("begun", "f", Content('a')));
-  ASSERT_TRUE(gate_.WaitForArrivals(1));
-  ASSERT_NO_FATAL_FAILURE(Save("waiting", "f", Content('b')));
-  ASSERT_OK(Remove("old", /*wait=*/false));
-  ASSERT_OK(Begin(Full("new", "f", v1::BeginSaveRequest::SUPERSEDE)));
-  ASSERT_OK(queue_->WriteSave(Name("new"), 0, Content('c')));
-  ASSERT_OK(queue_->CommitSave(Name("new")));
+  ASSERT_NO_FATAL_FAILURE(SupersedeBeforeARemoval());
   gate_.Let(1);
   ASSERT_TRUE(gate_.WaitForArrivals(2)) << "the new one is being written";
   EXPECT_EQ(ReadFile(disk_ / "old"), "old");
@@ -132,13 +138,7 @@ TEST_F(PolicyTest, ARemovalFollowsTheSaveThatTookTheMemory) {
 TEST_F(PolicyTest, ARemovalStillFollowsItAfterARestart) {
   WriteFile(disk_ / "old", "old");
   Jam();
-  ASSERT_NO_FATAL_FAILURE(Save("begun", "f", Content('a')));
-  ASSERT_TRUE(gate_.WaitForArrivals(1));
-  ASSERT_NO_FATAL_FAILURE(Save("waiting", "f", Content('b')));
-  ASSERT_OK(Remove("old", /*wait=*/false));
-  ASSERT_OK(Begin(Full("new", "f", v1::BeginSaveRequest::SUPERSEDE)));
-  ASSERT_OK(queue_->WriteSave(Name("new"), 0, Content('c')));
-  ASSERT_OK(queue_->CommitSave(Name("new")));
+  ASSERT_NO_FATAL_FAILURE(SupersedeBeforeARemoval());
   StopJammed();
   Restart();
   auto flushed = Flush("jobs/j");
