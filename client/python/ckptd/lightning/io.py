@@ -1,46 +1,27 @@
-"""The Lightning plugin: `Trainer(plugins=[SidecarCheckpointIO()])`.
-
-`lightning` and `pytorch_lightning` hold separate classes of the same name, and each Trainer insists
-on its own. The plugin derives from those that are installed.
-"""
+"""The plugin: a CheckpointIO that saves through the daemon."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
-from types import FrameType
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional
 
-from .client import Client
-from .errors import CheckpointError
-from .names import PathLike
-from .save import Save
+from ..client import Client
+from ..errors import CheckpointError
+from ..names import PathLike
+from ..save import Save
+from .in_flight import exception_in_flight
+from .packages import FABRIC, classes
 
 _log = logging.getLogger("ckptd")
 
 # Images that a training run keeps warm: one is being copied into while another is being written.
 _WARM_IMAGES = 2
-# Where Lightning catches an exception of training and calls teardown before it raises it again.
-_LIGHTNING_HANDLER = "_call_and_handle_interrupt"
 
 
-def _base_classes() -> Tuple[type, ...]:
-    bases: List[type] = []
-    for module in ("lightning.fabric.plugins", "lightning_fabric.plugins"):
-        try:
-            bases.append(importlib.import_module(module).CheckpointIO)
-        except ImportError:
-            continue
-    if not bases:
-        raise ImportError(
-            "ckptd.lightning: neither lightning nor pytorch-lightning can be imported. Install one "
-            "of them, or use ckptd.save and ckptd.load, which need neither."
-        )
-    return tuple(bases)
+_Bases = classes(FABRIC, "plugins", "CheckpointIO")
 
 
-class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
+class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
     """Saves through the ckptd daemon: training goes on as soon as the snapshot is taken.
 
     backend: format of the checkpoint; "torch" is what torch.save writes.
@@ -88,7 +69,7 @@ class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
         if self.wait == "durable":
             save.result()
         self._reserve(save)
-        if _exception_in_flight() is None:
+        if exception_in_flight() is None:
             self.client.raise_failed()
 
     def load_checkpoint(
@@ -118,7 +99,7 @@ class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
         Raises for a save or removal that failed and was not reported yet. While an exception of
         training is under way, it adds a note to that and logs the failure instead.
         """
-        in_flight = _exception_in_flight()
+        in_flight = exception_in_flight()
         try:
             self.client.flush()
         except CheckpointError as error:
@@ -142,21 +123,3 @@ class SidecarCheckpointIO(*_base_classes()):  # type: ignore[misc]
 
     def __getstate__(self) -> Dict[str, Any]:
         return {**self.__dict__, "_reserved_bytes": 0}
-
-
-def _exception_in_flight() -> Optional[BaseException]:
-    """The exception that is being handled further up the stack, if raising would mask it.
-
-    One that was being handled before training began, as where fit is called again in an `except`
-    block, is not: it lies outside the frame in which Lightning guards this training.
-    """
-    exception = sys.exc_info()[1]
-    if exception is None or exception.__traceback__ is None:
-        return exception
-    handler = exception.__traceback__.tb_frame
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None and frame is not handler:
-        if frame.f_code.co_name == _LIGHTNING_HANDLER:
-            return None
-        frame = frame.f_back
-    return exception

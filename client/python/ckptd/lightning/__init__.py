@@ -1,0 +1,8 @@
+"""Lightning's side of the client: `Trainer(plugins=[SidecarCheckpointIO()])`.
+
+Works with `lightning` and with `pytorch_lightning`, also where both are installed.
+"""
+
+from .io import SidecarCheckpointIO
+
+__all__ = ["SidecarCheckpointIO"]
