@@ -15,7 +15,7 @@ source_files() {
 
 shell_files() {
   source_files ':(glob)scripts/*' ':!scripts/requirements.txt' 'scripts/lib/*.sh' .ci/run \
-    ':(glob)tests/*/run'
+    ':(glob)tests/*/run' ':(glob)tests/conformance/*/run'
 }
 
 check_format() { cpp_files | xargs -0 --no-run-if-empty clang-format-19 --dry-run -Werror; }

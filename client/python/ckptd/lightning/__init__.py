@@ -4,5 +4,6 @@ Works with `lightning` and with `pytorch_lightning`, also where both are install
 """
 
 from .io import SidecarCheckpointIO
+from .xla import XLASidecarCheckpointIO
 
-__all__ = ["SidecarCheckpointIO"]
+__all__ = ["SidecarCheckpointIO", "XLASidecarCheckpointIO"]

@@ -42,7 +42,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         client: Optional[Client] = None,
         verify: bool = True,
     ) -> None:
-        super().__init__()
+        # No __init__ of a base: CheckpointIO has none, and XLACheckpointIO's demands torch_xla.
         if wait not in ("accepted", "durable"):
             raise ValueError(f'wait: {wait!r} is not supported; use "accepted" or "durable".')
         self.backend = backend
@@ -65,7 +65,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 f" not supported for `{type(self).__name__}`. Please implement your custom"
                 " `CheckpointIO` to define how you'd like to use `storage_options`."
             )
-        save = self.client.save(checkpoint, path, backend=self.backend)
+        save = self.client.save(self._prepare(checkpoint), path, backend=self.backend)
         if self.wait == "durable":
             save.result()
         self._reserve(save)
@@ -110,6 +110,10 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 in_flight.add_note(f"ckptd, while this was handled: {error}")
         finally:
             self.client.close()
+
+    def _prepare(self, checkpoint: Dict[str, Any]) -> Any:
+        """What is saved of `checkpoint`."""
+        return checkpoint
 
     def _reserve(self, save: Save) -> None:
         """Has memory for the next save made warm while this one is written."""
