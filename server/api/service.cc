@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "proto/status/error_info.h"
 #include "proto/status/utf8.h"
+#include "server/api/write_stream.h"
 
 namespace ckptd {
 namespace {
@@ -45,6 +46,11 @@ grpc::ServerWriteReactor<v1::Save>* CheckpointServiceImpl::WatchSaves(
   return NewWatchStream(&streams_, queue_, *request);
 }
 
+grpc::ServerReadReactor<grpc::ByteBuffer>* CheckpointServiceImpl::WriteSave(
+    grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
+  return NewWriteStream(queue_, response);
+}
+
 grpc::Status CheckpointServiceImpl::Reserve(grpc::ServerContext* context,
                                             const v1::ReserveRequest* request,
                                             v1::ReserveResponse* response) {
@@ -61,25 +67,6 @@ grpc::Status CheckpointServiceImpl::BeginSave(grpc::ServerContext* context,
   // Nobody is there to hear of the image: it must not stay away until the session ends.
   if (status.ok() && context->IsCancelled()) queue_->AbortSave(request->name()).IgnoreError();
   return status;
-}
-
-grpc::Status CheckpointServiceImpl::WriteSave(grpc::ServerContext* context,
-                                              grpc::ServerReader<v1::WriteSaveRequest>* reader,
-                                              v1::WriteSaveResponse* response) {
-  v1::WriteSaveRequest request;
-  std::string name;
-  while (reader->Read(&request)) {
-    if (name.empty()) name = request.name();
-    absl::StatusOr<int64_t> staged = queue_->WriteSave(name, request.offset(), request.data());
-    if (!staged.ok()) return ToGrpc(staged.status());
-    response->set_staged_bytes(*staged);
-  }
-  if (name.empty()) {
-    return ToGrpc(MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST",
-                            "WriteSave: the stream's first message names no save, or is none; "
-                            "make it from the proto/ of this daemon's version"));
-  }
-  return grpc::Status::OK;
 }
 
 grpc::Status CheckpointServiceImpl::CommitSave(grpc::ServerContext* context,

@@ -13,10 +13,11 @@
 namespace ckptd {
 
 // ckptd.v1.CheckpointService: turns calls into calls of the queue. Calls that may wait block a
-// thread of gRPC's; the two streams that stay open for long, OpenSession and WatchSaves, do not.
-class CheckpointServiceImpl final
-    : public v1::CheckpointService::WithCallbackMethod_OpenSession<
-          v1::CheckpointService::WithCallbackMethod_WatchSaves<v1::CheckpointService::Service>> {
+// thread of gRPC's; the streams of OpenSession, WatchSaves and WriteSave do not.
+class CheckpointServiceImpl final : public v1::CheckpointService::WithCallbackMethod_OpenSession<
+                                        v1::CheckpointService::WithCallbackMethod_WatchSaves<
+                                            v1::CheckpointService::WithRawCallbackMethod_WriteSave<
+                                                v1::CheckpointService::Service>>> {
  public:
   struct Identity {
     std::string version;
@@ -35,14 +36,13 @@ class CheckpointServiceImpl final
       grpc::CallbackServerContext* context, const v1::OpenSessionRequest* request) override;
   grpc::ServerWriteReactor<v1::Save>* WatchSaves(grpc::CallbackServerContext* context,
                                                  const v1::WatchSavesRequest* request) override;
+  grpc::ServerReadReactor<grpc::ByteBuffer>* WriteSave(grpc::CallbackServerContext* context,
+                                                       grpc::ByteBuffer* response) override;
 
   grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
                        v1::ReserveResponse* response) override;
   grpc::Status BeginSave(grpc::ServerContext* context, const v1::BeginSaveRequest* request,
                          v1::BeginSaveResponse* response) override;
-  grpc::Status WriteSave(grpc::ServerContext* context,
-                         grpc::ServerReader<v1::WriteSaveRequest>* reader,
-                         v1::WriteSaveResponse* response) override;
   grpc::Status CommitSave(grpc::ServerContext* context, const v1::CommitSaveRequest* request,
                           v1::CommitSaveResponse* response) override;
   grpc::Status AbortSave(grpc::ServerContext* context, const v1::AbortSaveRequest* request,

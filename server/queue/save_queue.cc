@@ -123,7 +123,9 @@ absl::Status SaveQueue::RefuseWhileEnding(absl::string_view what) const {
 // ---- From STAGING to QUEUED, or not ----------------------------------------------------------
 
 absl::StatusOr<int64_t> SaveQueue::WriteSave(const std::string& name, int64_t offset,
-                                             absl::string_view data) {
+                                             absl::Span<const absl::string_view> pieces) {
+  uint64_t length = 0;
+  for (absl::string_view piece : pieces) length += piece.size();
   SavePtr record;
   {
     absl::MutexLock lock(&mu_);
@@ -134,17 +136,21 @@ absl::StatusOr<int64_t> SaveQueue::WriteSave(const std::string& name, int64_t of
     }
     const uint64_t size = record->image->size();
     if (offset < 0 || static_cast<uint64_t>(offset) > size ||
-        data.size() > size - static_cast<uint64_t>(offset)) {
+        length > size - static_cast<uint64_t>(offset)) {
       return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_OFFSET",
-                       absl::StrCat(name, ": ", data.size(), " bytes at offset ", offset,
+                       absl::StrCat(name, ": ", length, " bytes at offset ", offset,
                                     " lie outside its image of ", size, " bytes"));
     }
     ++record->writers;
   }
-  std::memcpy(record->image->data() + offset, data.data(), data.size());
+  uint8_t* to = record->image->data() + offset;
+  for (absl::string_view piece : pieces) {
+    std::memcpy(to, piece.data(), piece.size());
+    to += piece.size();
+  }
   absl::MutexLock lock(&mu_);
   --record->writers;
-  record->save.set_staged_bytes(record->save.staged_bytes() + static_cast<int64_t>(data.size()));
+  record->save.set_staged_bytes(record->save.staged_bytes() + static_cast<int64_t>(length));
   return record->save.staged_bytes();
 }
 

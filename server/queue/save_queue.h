@@ -19,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "ckptd/v1/checkpoint.pb.h"
 #include "server/journal/journal.h"
 #include "server/os/clock.h"
@@ -96,9 +97,13 @@ class SaveQueue {
   absl::StatusOr<int> Reserve(const v1::ReserveRequest& request, absl::Time deadline);
   absl::StatusOr<v1::BeginSaveResponse> BeginSave(const v1::BeginSaveRequest& request,
                                                   absl::Time deadline);
-  // Copies into the image. Returns the bytes received so far.
+  // Copies `pieces`, one after the other, into the image. Returns the bytes received so far.
   absl::StatusOr<int64_t> WriteSave(const std::string& name, int64_t offset,
-                                    absl::string_view data);
+                                    absl::Span<const absl::string_view> pieces);
+  absl::StatusOr<int64_t> WriteSave(const std::string& name, int64_t offset,
+                                    absl::string_view data) {
+    return WriteSave(name, offset, absl::MakeConstSpan(&data, 1));
+  }
   absl::StatusOr<v1::CommitSaveResponse> CommitSave(const std::string& name);
   absl::StatusOr<v1::Save> AbortSave(const std::string& name);
   absl::StatusOr<v1::Save> CancelSave(const std::string& name);

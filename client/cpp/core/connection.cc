@@ -207,7 +207,7 @@ absl::Status Connection::Impl::Fill(const SaveSpec& spec, const v1::BeginSaveRes
     }
     if (options_.transport == Transport::kSharedMemory) return mapping.status();
   }
-  return WritePieces(link_.stub(), handle.name, pieces, deadline);
+  return WritePieces(link_.channel(), handle.name, pieces, deadline);
 }
 
 bool Connection::Impl::WasAccepted(const std::string& name) {

@@ -15,7 +15,7 @@ constexpr int kMaxMessageBytes = 64 << 20;
 constexpr int kMaxRetries = 2;
 constexpr absl::Duration kDrainPoll = absl::Milliseconds(100);
 
-std::shared_ptr<Link::Stub> NewStub(const std::string& address) {
+std::shared_ptr<grpc::ChannelInterface> NewChannel(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -24,8 +24,7 @@ std::shared_ptr<Link::Stub> NewStub(const std::string& address) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   // A channel of its own, so that a forked child's link shares nothing with its parent's.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return v1::CheckpointService::NewStub(
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
 // A daemon that is not there, rather than one that says it cannot now. gRPC cancels calls that meet
@@ -43,7 +42,10 @@ bool IsNotKnown(const absl::Status& status) {
 
 }  // namespace
 
-Link::Link(Options options) : options_(std::move(options)), stub_(NewStub(options_.address)) {}
+Link::Link(Options options)
+    : options_(std::move(options)),
+      channel_(NewChannel(options_.address)),
+      stub_(v1::CheckpointService::NewStub(channel_)) {}
 
 absl::Status Link::Open(absl::Time deadline) {
   return GetSession(deadline, /*wait_for_daemon=*/false).status();

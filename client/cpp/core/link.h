@@ -55,6 +55,7 @@ class Link {
   }
 
   Stub& stub() { return *stub_; }
+  const std::shared_ptr<grpc::ChannelInterface>& channel() const { return channel_; }
 
   // Whether this process is a forked child of the one that made this object.
   bool forked() const { return getpid() != pid_; }
@@ -64,6 +65,7 @@ class Link {
 
   const Options options_;
   const pid_t pid_ = getpid();
+  const std::shared_ptr<grpc::ChannelInterface> channel_;
   const std::shared_ptr<Stub> stub_;
 
   absl::Mutex mu_;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,9 @@ struct ImagePiece {
 };
 
 // Sends all pieces into the image of `save_name` by WriteSave.
-absl::Status WritePieces(v1::CheckpointService::Stub& stub, const std::string& save_name,
-                         const std::vector<ImagePiece>& pieces, absl::Time deadline);
+absl::Status WritePieces(const std::shared_ptr<grpc::ChannelInterface>& channel,
+                         const std::string& save_name, const std::vector<ImagePiece>& pieces,
+                         absl::Time deadline);
 
 // Fetches the file of a load by ReadLoad into memory of this process. `path` is for messages.
 absl::StatusOr<CheckpointFile> ReadRemote(v1::CheckpointService::Stub& stub,

@@ -75,6 +75,11 @@ def _callable(channel: Channel, package: str, service: Any, method: Any) -> Any:
     )
     return make(
         f"/{package}.{service.name}/{method.name}",
-        request_serializer=request.SerializeToString,
+        request_serializer=_serialized if method.client_streaming else request.SerializeToString,
         response_deserializer=response.FromString,
     )
+
+
+def _serialized(request: Any) -> bytes:
+    """Whoever streams may have put the message together himself."""
+    return request if isinstance(request, bytes) else request.SerializeToString()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+from contextlib import contextmanager
 from typing import Iterator, Tuple
 
 import torch
@@ -13,7 +14,10 @@ from .session import Session
 from .shm import device_bytes
 from .v1 import checkpoint_pb2 as pb
 
-_CHUNK_BYTES = 1 << 20
+# Measured: 1 MiB is a tenth slower, 256 KiB by half.
+_PIECE_BYTES = 4 << 20
+# Field 3 of WriteSaveRequest, whose bytes follow their length.
+_DATA_TAG = bytes([pb.WriteSaveRequest.DATA_FIELD_NUMBER << 3 | 2])
 
 
 def write(
@@ -35,23 +39,40 @@ def read(session: Session, load_id: str, timeout: float) -> io.BytesIO:
     return content
 
 
-def _requests(captured: Captured, response: pb.BeginSaveResponse) -> Iterator[pb.WriteSaveRequest]:
-    name = response.save.name
-    for offset, data in _chunks(captured, response):
-        yield pb.WriteSaveRequest(name=name, offset=offset, data=data)
+def _requests(captured: Captured, response: pb.BeginSaveResponse) -> Iterator[bytes]:
+    """Serialized WriteSaveRequests. Protobuf would copy the bytes of each two more times."""
+    for offset, data in _pieces(captured, response):
+        head = pb.WriteSaveRequest(name=response.save.name, offset=offset).SerializeToString()
+        yield b"".join((head, _DATA_TAG, _varint(len(data)), data))
 
 
-def _chunks(captured: Captured, response: pb.BeginSaveResponse) -> Iterator[Tuple[int, bytes]]:
-    for start in range(0, len(captured.pickle), _CHUNK_BYTES):
-        yield response.object_offset + start, bytes(captured.pickle[start : start + _CHUNK_BYTES])
+def _pieces(
+    captured: Captured, response: pb.BeginSaveResponse
+) -> Iterator[Tuple[int, memoryview]]:
+    """Offsets in the image and the bytes that go there, each valid until the next one."""
+    pickle = memoryview(captured.pickle)
+    for start in range(0, len(pickle), _PIECE_BYTES):
+        yield response.object_offset + start, pickle[start : start + _PIECE_BYTES]
     for record, offset in zip(captured.records, response.tensor_offsets):
-        for start in range(0, record.size_bytes, _CHUNK_BYTES):
-            size = min(_CHUNK_BYTES, record.size_bytes - start)
-            yield offset + start, _bytes_at(record.storage, start, size)
+        for start in range(0, record.size_bytes, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, record.size_bytes - start)
+            with _host_bytes(record.storage, start, size) as data:
+                yield offset + start, data
 
 
-def _bytes_at(storage: torch.UntypedStorage, start: int, size: int) -> bytes:
-    if storage.device.type == "cpu":
-        return ctypes.string_at(storage.data_ptr() + start, size)
-    part = device_bytes(storage, start + size)[start:].cpu()
-    return ctypes.string_at(part.data_ptr(), size)
+@contextmanager
+def _host_bytes(storage: torch.UntypedStorage, start: int, size: int) -> Iterator[memoryview]:
+    if storage.device.type != "cpu":
+        storage, start = device_bytes(storage, start + size)[start:].cpu().untyped_storage(), 0
+    array = (ctypes.c_ubyte * size).from_address(storage.data_ptr() + start)
+    yield memoryview(array).cast("B")
+
+
+def _varint(value: int) -> bytes:
+    """`value` >= 0 as Protobuf writes it: seven bits to a byte, the lowest first."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -141,9 +141,9 @@ TEST_F(GarbageTest, BytesThatAreNoMessage) {
   for (const char* method : {"OpenSession", "WatchSaves", "ReadLoad"}) {
     EXPECT_FALSE(CallRaw(NewChannel(), Method(method), garbage).ok()) << method;
   }
-  // A stream whose first message cannot be read is to gRPC one that has none.
   for (const std::string& bytes : {garbage, std::string()}) {
-    EXPECT_FALSE(CallRaw(NewChannel(), Method("WriteSave"), bytes).ok());
+    EXPECT_THAT(FromGrpc(CallRaw(NewChannel(), Method("WriteSave"), bytes)),
+                IsError(StatusCode::kInvalidArgument, "INVALID_REQUEST"));
   }
   CheckBystander();
 }
