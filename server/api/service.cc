@@ -54,10 +54,7 @@ grpc::ServerReadReactor<grpc::ByteBuffer>* CheckpointServiceImpl::WriteSave(
 grpc::Status CheckpointServiceImpl::Reserve(grpc::ServerContext* context,
                                             const v1::ReserveRequest* request,
                                             v1::ReserveResponse* response) {
-  absl::StatusOr<int> count = queue_->Reserve(*request, Deadline(*context));
-  if (!count.ok()) return ToGrpc(count.status());
-  response->set_image_count(*count);
-  return grpc::Status::OK;
+  return Answer(queue_->Reserve(*request, Deadline(*context)), response);
 }
 
 grpc::Status CheckpointServiceImpl::BeginSave(grpc::ServerContext* context,

@@ -19,7 +19,8 @@ constexpr size_t kMaxPrepared = 1000;
 
 }  // namespace
 
-absl::StatusOr<int> SaveQueue::Reserve(const v1::ReserveRequest& request, absl::Time deadline) {
+absl::StatusOr<v1::ReserveResponse> SaveQueue::Reserve(const v1::ReserveRequest& request,
+                                                       absl::Time deadline) {
   SessionPtr session;
   {
     absl::MutexLock lock(&mu_);
@@ -29,11 +30,21 @@ absl::StatusOr<int> SaveQueue::Reserve(const v1::ReserveRequest& request, absl::
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST",
                      "reserve: image_bytes must be positive and image_count from 0 to 1000");
   }
-  auto count =
+  auto reserved =
       pool_->Reserve(session->id, static_cast<uint64_t>(request.image_bytes()),
                      std::max(1, request.image_count()), request.wait(), deadline, session->ended);
   if (session->ended) pool_->Unreserve(session->id);
-  return count;
+  if (!reserved.ok()) return reserved.status();
+  v1::ReserveResponse response;
+  response.set_image_count(reserved->count);
+  for (const Pool::FreeImage& image : reserved->images) {
+    v1::Image* told = response.add_images();
+    told->set_path(image.path);
+    told->set_size_bytes(static_cast<int64_t>(image.size));
+    told->set_inode(image.inode);
+    told->set_id(image.id);
+  }
+  return response;
 }
 
 absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRequest& request,
@@ -219,7 +230,7 @@ absl::Status SaveQueue::AcquireImage(const SavePtr& record, const v1::BeginSaveR
   if (rejected) {
     image = met;
   } else {
-    image = pool_->Acquire(record->plan->file_bytes(), deadline, session->ended);
+    image = pool_->Acquire(session->id, record->plan->file_bytes(), deadline, session->ended);
   }
   PassFailpoint("begin.image");
   absl::Status status = image.status();

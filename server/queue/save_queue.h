@@ -94,7 +94,8 @@ class SaveQueue {
   void CloseSession(const std::string& session_id);
 
   // ---- Saves
-  absl::StatusOr<int> Reserve(const v1::ReserveRequest& request, absl::Time deadline);
+  absl::StatusOr<v1::ReserveResponse> Reserve(const v1::ReserveRequest& request,
+                                              absl::Time deadline);
   absl::StatusOr<v1::BeginSaveResponse> BeginSave(const v1::BeginSaveRequest& request,
                                                   absl::Time deadline);
   // Copies `pieces`, one after the other, into the image. Returns the bytes received so far.

@@ -71,6 +71,9 @@ class Image {
   // What it takes of the pool: whole pages. The last page may be read to its end.
   uint64_t capacity() const { return capacity_; }
   uint8_t* data() const { return data_; }
+  // The session that was told of it last, and may have it mapped. Empty where there was none.
+  const std::string& session() const { return session_; }
+  void set_session(const std::string& session) { session_ = session; }
 
  private:
   Image(FileSystem* fs, std::string dir, uint64_t id) : fs_(fs), dir_(std::move(dir)), id_(id) {}
@@ -89,6 +92,7 @@ class Image {
   uint64_t size_ = 0;
   uint64_t capacity_ = 0;
   uint8_t* data_ = nullptr;
+  std::string session_;
   bool has_note_ = false;
   bool leave_ = false;
   // Covers the mapping: a client that cuts the file must not end the daemon.

@@ -21,6 +21,13 @@ bool Near(uint64_t a, uint64_t b) {
   return larger - std::min(a, b) <= std::max(larger / 8, kSlack);
 }
 
+// How well an image suits an owner: one that it may have mapped before one that nobody has, and
+// that before another's.
+int Strangeness(const Image& image, const std::string& owner) {
+  if (image.session().empty()) return 1;
+  return image.session() == owner ? 0 : 2;
+}
+
 }  // namespace
 
 Pool::Pool(FileSystem* fs, Options options, FileDescriptor lock)
@@ -43,7 +50,8 @@ Pool::~Pool() {
   fs_->RemoveDirectory(NoteDir(options_.dir));
 }
 
-absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(uint64_t size, absl::Time deadline,
+absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(const std::string& owner, uint64_t size,
+                                                     absl::Time deadline,
                                                      const CancelToken& cancel) {
   const uint64_t capacity = Image::RoundUp(size);
   if (capacity > options_.budget_bytes) {
@@ -60,7 +68,7 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(uint64_t size, absl::Time d
   {
     std::vector<std::unique_ptr<Image>> doomed;  // given back before new memory is taken
     absl::MutexLock lock(&mu_);
-    CKPTD_ASSIGN_OR_RETURN(image, WaitForRoom(capacity, deadline, cancel, &doomed));
+    CKPTD_ASSIGN_OR_RETURN(image, WaitForRoom(owner, capacity, deadline, cancel, &doomed));
     leased_.insert(capacity);
   }
   // A client that had it before may have kept its descriptor, and have cut it since.
@@ -74,14 +82,17 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(uint64_t size, absl::Time d
     status = image->Resize(size);
   }
   if (status.ok()) status = image->Lease();
-  if (status.ok()) return image;
+  if (status.ok()) {
+    image->set_session(owner);
+    return image;
+  }
   image.reset();
   GiveUpRoom(capacity);
   return status;
 }
 
 absl::StatusOr<std::unique_ptr<Image>> Pool::WaitForRoom(
-    uint64_t capacity, absl::Time deadline, const CancelToken& cancel,
+    const std::string& owner, uint64_t capacity, absl::Time deadline, const CancelToken& cancel,
     std::vector<std::unique_ptr<Image>>* doomed) {
   const uint64_t ticket = next_ticket_++;
   waiting_.push_back(ticket);
@@ -95,7 +106,7 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::WaitForRoom(
     }
     // First come, first served: a large save is not starved by small ones behind it.
     if (waiting_.front() == ticket) {
-      std::unique_ptr<Image> image = TakeFree(capacity);
+      std::unique_ptr<Image> image = TakeFree(owner, capacity);
       const bool wait_for_warm = image == nullptr && IsOnItsWay(capacity);
       if (image != nullptr || (!wait_for_warm && MakeRoom(capacity, false, doomed))) {
         if (image == nullptr) used_bytes_ += capacity;
@@ -113,10 +124,13 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::WaitForRoom(
   return result;
 }
 
-// Takes the free image whose capacity is nearest, with its growth paid from the budget.
-std::unique_ptr<Image> Pool::TakeFree(uint64_t capacity) {
+// Takes the free image that suits the owner best, then the one whose capacity is nearest, with its
+// growth paid from the budget.
+std::unique_ptr<Image> Pool::TakeFree(const std::string& owner, uint64_t capacity) {
   auto distance = [&](const std::unique_ptr<Image>& image) {
-    return std::max(image->capacity(), capacity) - std::min(image->capacity(), capacity);
+    const uint64_t bytes =
+        std::max(image->capacity(), capacity) - std::min(image->capacity(), capacity);
+    return std::pair(Strangeness(*image, owner), bytes);
   };
   auto best = free_.end();
   for (auto it = free_.begin(); it != free_.end(); ++it) {
@@ -249,8 +263,9 @@ int Pool::CountWished(uint64_t capacity) const {
   return count;
 }
 
-absl::StatusOr<int> Pool::Reserve(const std::string& owner, uint64_t size, int count, bool wait,
-                                  absl::Time deadline, const CancelToken& cancel) {
+absl::StatusOr<Pool::Reserved> Pool::Reserve(const std::string& owner, uint64_t size, int count,
+                                             bool wait, absl::Time deadline,
+                                             const CancelToken& cancel) {
   const uint64_t capacity = Image::RoundUp(size);
   if (capacity > options_.budget_bytes) {
     return MakeError(absl::StatusCode::kResourceExhausted, "EXCEEDS_BUDGET",
@@ -265,7 +280,24 @@ absl::StatusOr<int> Pool::Reserve(const std::string& owner, uint64_t size, int c
     const bool idle = warming_.empty() && NextToWarm() == 0;
     if (idle || changed_.WaitWithDeadline(&mu_, deadline)) break;
   }
-  return CountReady(capacity);
+  return Reserved{CountReady(capacity), Tell(owner, capacity, count)};
+}
+
+std::vector<Pool::FreeImage> Pool::Tell(const std::string& owner, uint64_t capacity, int count) {
+  std::list<Image*> near;
+  for (const auto& image : free_) {
+    if (Near(image->capacity(), capacity)) near.push_back(image.get());
+  }
+  near.sort([&](const Image* a, const Image* b) {
+    return Strangeness(*a, owner) < Strangeness(*b, owner);
+  });
+  std::vector<FreeImage> told;
+  for (Image* image : near) {
+    if (count-- == 0) break;
+    image->set_session(owner);
+    told.push_back({image->path(), image->size(), image->inode(), image->id()});
+  }
+  return told;
 }
 
 void Pool::Unreserve(const std::string& owner) {
@@ -295,6 +327,9 @@ void Pool::WarmLoop() {
       warming_.insert(capacity);
     }
     auto image = Image::Create(fs_, options_.dir, next_id_++, capacity);
+    if (image.ok()) {  // with a name, by which its next owner finds it
+      if (absl::Status status = (*image)->Park(); !status.ok()) image = status;
+    }
     absl::MutexLock lock(&mu_);
     warming_.erase(warming_.find(capacity));
     if (image.ok()) {

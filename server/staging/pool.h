@@ -46,17 +46,34 @@ class Pool {
     int waiting_count = 0;
   };
 
+  // A free image as its next owner may map it ahead. Whoever opens it checks the inode: the name
+  // goes with the next lease.
+  struct FreeImage {
+    std::string path;
+    uint64_t size = 0;
+    uint64_t inode = 0;
+    uint64_t id = 0;
+  };
+  struct Reserved {
+    // How many images of that size are free or on their way.
+    int count = 0;
+    // Those of them, as many as were asked for, that are warm and that Acquire gives to this owner
+    // first.
+    std::vector<FreeImage> images;
+  };
+
   // `lock` comes from PreparePoolDir.
   Pool(FileSystem* fs, Options options, FileDescriptor lock);
   // Every image must be back. Removes what is free.
   ~Pool();
 
-  // An image of `size` bytes with a name, its contents undefined. Waits, in the order of the calls,
+  // An image of `size` bytes with a name, its contents undefined; where there is a choice, one that
+  // `owner` was told of before, as it may have it mapped. Waits, in the order of the calls,
   // while the budget is used up: until `deadline` (DEADLINE_EXCEEDED, STAGING_FULL) or `cancel`
   // (CANCELLED). RESOURCE_EXHAUSTED where `size` can never fit (EXCEEDS_BUDGET) or the tmpfs is
   // full (POOL_EXHAUSTED).
-  absl::StatusOr<std::unique_ptr<Image>> Acquire(uint64_t size, absl::Time deadline,
-                                                 const CancelToken& cancel);
+  absl::StatusOr<std::unique_ptr<Image>> Acquire(const std::string& owner, uint64_t size,
+                                                 absl::Time deadline, const CancelToken& cancel);
 
   // Takes over an image that an earlier daemon left, as the save that it belongs to still needs it;
   // see Image::Adopt. Charged to the budget, even where that is smaller now.
@@ -76,10 +93,9 @@ class Pool {
 
   // Sees to it that there are `count` images for saves of `size` bytes by `owner`, on top of what
   // other owners have asked for, as far as the budget goes; they are faulted in on a thread of the
-  // pool. Replaces the owner's earlier wish. Returns how many images of that size are free or on
-  // their way. With `wait`, returns when they are warm.
-  absl::StatusOr<int> Reserve(const std::string& owner, uint64_t size, int count, bool wait,
-                              absl::Time deadline, const CancelToken& cancel);
+  // pool. Replaces the owner's earlier wish. With `wait`, returns when they are warm.
+  absl::StatusOr<Reserved> Reserve(const std::string& owner, uint64_t size, int count, bool wait,
+                                   absl::Time deadline, const CancelToken& cancel);
   void Unreserve(const std::string& owner);
 
   // Makes waiting calls look at their cancel token.
@@ -94,11 +110,15 @@ class Pool {
     int count;
   };
 
-  absl::StatusOr<std::unique_ptr<Image>> WaitForRoom(uint64_t capacity, absl::Time deadline,
-                                                     const CancelToken& cancel,
+  absl::StatusOr<std::unique_ptr<Image>> WaitForRoom(const std::string& owner, uint64_t capacity,
+                                                     absl::Time deadline, const CancelToken& cancel,
                                                      std::vector<std::unique_ptr<Image>>* doomed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::unique_ptr<Image> TakeFree(uint64_t capacity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::unique_ptr<Image> TakeFree(const std::string& owner, uint64_t capacity)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Tells `owner` of at most `count` free images near `capacity`.
+  std::vector<FreeImage> Tell(const std::string& owner, uint64_t capacity, int count)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Capacities of the free images that may be evicted, in the order in which MakeRoom does: all of
   // them, or only those beyond what the wishes ask for.
   std::vector<uint64_t> Evictable(bool spare_only) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

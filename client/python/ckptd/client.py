@@ -23,6 +23,7 @@ from .errors import (
     reason_of,
 )
 from .names import PathLike
+from .reserve import reserve
 from .save import Save
 from .session import (
     ANSWER_TIMEOUT,
@@ -224,15 +225,7 @@ class Client:
             request = pb.ReserveRequest(
                 session_id=session_id, image_bytes=size, image_count=images, wait=wait
             )
-            waited_for = "staging memory is still being made ready"
-            return call(
-                session,
-                "Reserve",
-                request,
-                timeout=self.timeout,
-                waited_for=waited_for,
-                kind=SaveError,
-            ).image_count
+            return reserve(session, request, self.timeout, self._transport != "grpc")
 
         return self._run(ask, lambda: 0)
 

@@ -155,6 +155,7 @@ class Session:
 
     def abandon(self) -> None:
         """In a forked child: lets go of what the parent's session must not be kept open by."""
+        self.mappings.forget()
         if isinstance(self._channel, RelayChannel):
             self._channel.abandon()
             if self._stream is not None:

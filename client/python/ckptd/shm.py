@@ -1,9 +1,9 @@
 """Copies storages into staging images through shared memory.
 
 An image is a file in the daemon's tmpfs pool. Its pages exist before we see it, but a new mapping
-has no page-table entries yet: each thread populates what it copies to, once, and the mapping is
-kept for the next saves. Mappings are not inherited over fork, so that a child can never write into
-an image of its parent.
+has no page-table entries yet: they are filled ahead (reserve.py), or by each thread for what it
+copies to, once, and the mapping is kept for the next saves. Mappings are not inherited over fork,
+so that a child can never write into an image of its parent.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels fault the pages in during
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _MAX_THREADS = 4
 _MAX_MAPPINGS = 4
+# Address space, no memory.
+_MIN_ROOM_BYTES = 4 << 20
 # Below this a second thread costs more than it copies.
 _MIN_BYTES_PER_THREAD = 4 << 20
 
@@ -46,44 +48,64 @@ class NotSharedError(Exception):
 
 
 class Mapping:
-    """One image, mapped shared and writable. Not for use in another process."""
+    """One image, mapped shared and writable. Not for use in another process.
+
+    It is mapped with some room behind its end, so that an image which grows a little between saves
+    stays where it is. Only a save that has the image may read or write, and only within its length.
+    """
 
     def __init__(self, image: pb.Image) -> None:
-        self.path = image.path
         self.inode = image.inode
-        self.size = image.size_bytes
         try:
-            fd = os.open(image.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._fd = os.open(image.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise NotSharedError(f"{image.path}: {error.strerror}") from error
-        try:
-            found = os.fstat(fd)
-            if found.st_ino != image.inode or found.st_size != image.size_bytes:
-                raise NotSharedError(f"{image.path}: is not the daemon's file of that name")
-            address = _libc.mmap(None, self.size, _PROT_READ_WRITE, _MAP_SHARED, fd, 0)
-        finally:
-            os.close(fd)
-        if address == _MAP_FAILED:
-            raise NotSharedError(f"{image.path}: {os.strerror(ctypes.get_errno())}")
-        self.address: int = address
-        self.is_populated = False
+        self._length = image.size_bytes + max(image.size_bytes // 8, _MIN_ROOM_BYTES)
         self.users = 0
-        _libc.madvise(address, self.size, _MADV_DONTFORK)
+        #: So many bytes from the start on have their page tables filled.
+        self.populated_bytes = 0
+        try:
+            self.check(image)
+            address = _libc.mmap(None, self._length, _PROT_READ_WRITE, _MAP_SHARED, self._fd, 0)
+            if address == _MAP_FAILED:
+                raise NotSharedError(f"{image.path}: {os.strerror(ctypes.get_errno())}")
+        except NotSharedError:
+            self.forget()
+            raise
+        self.address: int = address
+        _libc.madvise(address, self._length, _MADV_DONTFORK)
 
-    def is_of(self, image: pb.Image) -> bool:
-        """Whether this maps exactly that image as it is now."""
-        return (self.path, self.inode, self.size) == (image.path, image.inode, image.size_bytes)
+    def check(self, image: pb.Image) -> None:
+        """Raises NotSharedError unless this is of `image`, with the length that it should have."""
+        found = os.fstat(self._fd)
+        if (found.st_ino, found.st_size) != (image.inode, image.size_bytes):
+            raise NotSharedError(f"{image.path}: is not the daemon's file of that name")
+
+    def has_room_for(self, image: pb.Image) -> bool:
+        """Whether all of `image` is within what is mapped."""
+        return image.size_bytes <= self._length
 
     def is_alive(self) -> bool:
         """Whether the daemon still has the image; otherwise the mapping only holds memory."""
-        try:
-            return os.stat(self.path, follow_symlinks=False).st_ino == self.inode
-        except OSError:
-            return False
+        return os.fstat(self._fd).st_nlink > 0
+
+    def populate(self, start: int, end: int) -> bool:
+        """Fills the page tables of a range; returns whether it did. Changes no byte.
+
+        Where the image was cut meanwhile, or on an old kernel, it fails and does no harm.
+        """
+        start -= start % mmap.PAGESIZE
+        size = end - start
+        return size <= 0 or 0 == _libc.madvise(self.address + start, size, _MADV_POPULATE_WRITE)
 
     def close(self) -> None:
         """Unmaps. The addresses must not be used any more."""
-        _libc.munmap(self.address, self.size)
+        _libc.munmap(self.address, self._length)
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of the file. In a forked child, which has no mapping, that is all there is."""
+        os.close(self._fd)
 
 
 class MappingCache:
@@ -96,13 +118,31 @@ class MappingCache:
     @contextmanager
     def hold(self, image: pb.Image) -> Iterator[Mapping]:
         """The mapping of `image`, which a save of the caller's has. Raises NotSharedError."""
+        with self._kept(image) as mapping:
+            mapping.check(image)
+            mapping.populated_bytes = min(mapping.populated_bytes, image.size_bytes)
+            yield mapping
+
+    @contextmanager
+    def hold_ahead(self, image: pb.Image) -> Iterator[Mapping]:
+        """The mapping of an image that is nobody's yet, only to be populated.
+
+        Raises NotSharedError where it is not what it was when the daemon told of it.
+        """
+        with self._kept(image) as mapping:
+            yield mapping
+
+    @contextmanager
+    def _kept(self, image: pb.Image) -> Iterator[Mapping]:
         key = (image.id, image.inode)
         with self._lock:
             self._drop_unused()
             mapping = self._mappings.pop(key, None)
-            if mapping is None or not mapping.is_of(image):
-                if mapping is not None:
+            if mapping is not None and not mapping.has_room_for(image):
+                if mapping.users == 0:
                     mapping.close()
+                mapping = None
+            if mapping is None:
                 mapping = Mapping(image)
             self._mappings[key] = mapping
             mapping.users += 1
@@ -111,11 +151,18 @@ class MappingCache:
         finally:
             with self._lock:
                 mapping.users -= 1
+                if mapping.users == 0 and self._mappings.get(key) is not mapping:
+                    mapping.close()
 
     def close(self) -> None:
         """Unmaps all that is not held."""
         with self._lock:
             self._drop_unused(keep=0)
+
+    def forget(self) -> None:
+        """In a forked child: keeps no memory of the daemon's from being freed."""
+        for mapping in self._mappings.values():
+            mapping.forget()
 
     def _drop_unused(self, keep: int = _MAX_MAPPINGS) -> None:
         """Unmaps what the daemon has given up, and the longest unused beyond `keep`."""
@@ -131,7 +178,7 @@ class Copier:
     """Copies with a few threads that stay. Thread-safe; of one process."""
 
     def __init__(self) -> None:
-        self._threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+        self.threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
         self._pool: Optional[ThreadPoolExecutor] = None
         self._lock = threading.Lock()
 
@@ -151,14 +198,13 @@ class Copier:
                 pieces.append((base + offset, record.storage.data_ptr(), record.size_bytes))
             else:
                 _copy_from_device(record.storage, base + offset, record.size_bytes)
-        populate = not mapping.is_populated
-        self._run([_copier_of(share, populate) for share in self._shares(pieces)])
-        mapping.is_populated = True
+        self.run([_copier_of(share, mapping) for share in self._shares(pieces)])
+        mapping.populated_bytes = response.image.size_bytes
 
     def _shares(self, pieces: List[_Piece]) -> List[List[_Piece]]:
         """Deals `pieces` out in runs of equal bytes, cutting large ones."""
         total = sum(piece[2] for piece in pieces)
-        count = max(1, min(self._threads, total // _MIN_BYTES_PER_THREAD))
+        count = max(1, min(self.threads, total // _MIN_BYTES_PER_THREAD))
         if count == 1:
             return [pieces]
         target = -(-total // count)
@@ -174,13 +220,14 @@ class Copier:
             room -= size
         return shares
 
-    def _run(self, tasks: List[Callable[[], None]]) -> None:
+    def run(self, tasks: List[Callable[[], None]]) -> None:
+        """Runs as many tasks as there are threads, at once; returns when all have ended."""
         if len(tasks) == 1:
             tasks[0]()
             return
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads - 1, "ckptd-copy")
+                self._pool = ThreadPoolExecutor(self.threads - 1, "ckptd-copy")
             others = [self._pool.submit(task) for task in tasks[1:]]
         try:
             tasks[0]()
@@ -200,20 +247,16 @@ def _wait_for_all(futures: List[Future[None]]) -> None:
         raise interrupt
 
 
-def _copier_of(pieces: List[_Piece], populate: bool) -> Callable[[], None]:
+def _copier_of(pieces: List[_Piece], mapping: Mapping) -> Callable[[], None]:
     def run() -> None:
-        if populate and pieces:
-            _populate(pieces[0][0], pieces[-1][0] + pieces[-1][2])
+        if pieces:
+            start = max(pieces[0][0] - mapping.address, mapping.populated_bytes)
+            mapping.populate(start, pieces[-1][0] + pieces[-1][2] - mapping.address)
         memmove = ctypes.memmove  # gives up the GIL
         for to, source, size in pieces:
             memmove(to, source, size)
 
     return run
-
-
-def _populate(start: int, end: int) -> None:
-    start -= start % mmap.PAGESIZE
-    _libc.madvise(start, end - start, _MADV_POPULATE_WRITE)
 
 
 def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor:

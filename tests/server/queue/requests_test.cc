@@ -152,8 +152,15 @@ TEST_F(QueueTest, ReserveChecksWhatItIsAskedFor) {
   EXPECT_THAT(reserve(1, 1, "none"), IsError(StatusCode::kNotFound, "SESSION_NOT_FOUND"));
   EXPECT_THAT(reserve(INT64_MAX, 1, session_),
               IsError(StatusCode::kResourceExhausted, "EXCEEDS_BUDGET"));
-  EXPECT_EQ(*reserve(8 << 20, 0, session_), 1) << "one if unset";
-  EXPECT_EQ(*reserve(8 << 20, 2, session_), 2);
+  EXPECT_EQ(reserve(8 << 20, 0, session_)->image_count(), 1) << "one if unset";
+  const auto reserved = reserve(8 << 20, 2, session_);
+  EXPECT_EQ(reserved->image_count(), 2);
+  // What it was told of is what it gets, under another name.
+  ASSERT_EQ(reserved->images_size(), 2);
+  const auto begun = Begin(Request("first", disk_ / "first", 8 << 20));
+  ASSERT_OK(begun);
+  EXPECT_TRUE(begun->image().id() == reserved->images(0).id() ||
+              begun->image().id() == reserved->images(1).id());
   // What it asked for is no longer kept for it when it is gone.
   queue_->CloseSession(session_);
   session_ = queue_->OpenSession("another");

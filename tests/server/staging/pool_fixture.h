@@ -38,14 +38,14 @@ class PoolTest : public testing::Test {
   }
 
   // Takes what must be there at once, or at least soon.
-  std::unique_ptr<Image> Acquire(uint64_t size) {
-    auto image = pool_->Acquire(size, Soon(), never_);
+  std::unique_ptr<Image> Acquire(uint64_t size, const std::string& owner = "") {
+    auto image = pool_->Acquire(owner, size, Soon(), never_);
     EXPECT_OK(image);
     return image.ok() ? *std::move(image) : nullptr;
   }
   // The error of a call that does not wait.
   absl::Status AcquireError(uint64_t size) {
-    return pool_->Acquire(size, absl::Now(), never_).status();
+    return pool_->Acquire("", size, absl::Now(), never_).status();
   }
 
   std::vector<std::string> FreeNames() const { return ListDir(FreeDir(dir_.path())); }

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cerrno>
 #include <thread>
@@ -14,21 +15,32 @@ namespace {
 
 using absl::StatusCode;
 using testing::IsEmpty;
+using testing::UnorderedElementsAre;
 
 class PoolReserveTest : public PoolTest {
  protected:
   int Reserve(const std::string& owner, uint64_t size, int count) {
     auto result = pool_->Reserve(owner, size, count, /*wait=*/true, Soon(), never_);
     EXPECT_OK(result);
-    return result.value_or(-1);
+    if (!result.ok()) return -1;
+    told_ = result->images;
+    return result->count;
   }
+  // The ids of the images that the last call of Reserve has told of.
+  std::vector<uint64_t> Told() const {
+    std::vector<uint64_t> ids;
+    for (const auto& image : told_) ids.push_back(image.id);
+    return ids;
+  }
+
+  std::vector<Pool::FreeImage> told_;
 };
 
 TEST_F(PoolReserveTest, TheFirstSaveFindsWarmMemory) {
   MakePool(64 * kMiB);
   EXPECT_EQ(Reserve("a", 8 * kMiB, 2), 2);
   EXPECT_EQ(pool_->GetUsage().free_bytes, 16 * kMiB);
-  EXPECT_THAT(dir_.List(), IsEmpty()) << "has no name before it is leased";
+  EXPECT_THAT(Names(), IsEmpty()) << "is not leased";
   fs_.Reset();
   auto first = Acquire(8 * kMiB - 12345);
   auto second = Acquire(8 * kMiB);
@@ -48,6 +60,37 @@ TEST_F(PoolReserveTest, OwnersAddUpAndAWishIsReplaced) {
   pool_->Unreserve("b");
   for (int i = 0; i < 4; ++i) pool_->Discard(Acquire(8 * kMiB));
   EXPECT_EQ(Reserve("a", 8 * kMiB, 2), 2);
+}
+
+TEST_F(PoolReserveTest, TellsOfTheImagesThatTheOwnerGetsFirst) {
+  MakePool(64 * kMiB);
+  EXPECT_EQ(Reserve("a", 8 * kMiB, 1), 1);
+  const std::vector<uint64_t> of_a = Told();
+  EXPECT_EQ(Reserve("b", 8 * kMiB, 2), 3);
+  const std::vector<uint64_t> of_b = Told();
+  ASSERT_EQ(of_a.size(), 1u);
+  ASSERT_EQ(of_b.size(), 2u) << "as many as were asked for";
+  for (const auto& image : told_) {
+    struct stat info = {};
+    ASSERT_EQ(stat(image.path.c_str(), &info), 0) << image.path;
+    EXPECT_EQ(info.st_ino, image.inode);
+    EXPECT_EQ(static_cast<uint64_t>(info.st_size), image.size);
+  }
+  // Whichever was used last, and whichever is nearer: each gets its own, cut or grown.
+  auto image = Acquire(8 * kMiB - 12345, "a");
+  EXPECT_EQ(image->id(), of_a.front());
+  pool_->Release(std::move(image));
+  auto first = Acquire(8 * kMiB, "b");
+  auto second = Acquire(8 * kMiB, "b");
+  EXPECT_THAT(of_b, UnorderedElementsAre(first->id(), second->id()));
+  // Where there is none of its own, another's will do: it changes hands.
+  auto third = Acquire(8 * kMiB, "b");
+  EXPECT_EQ(third->id(), of_a.front());
+  pool_->Release(std::move(third));
+  EXPECT_EQ(Reserve("b", 8 * kMiB, 1), 1);
+  EXPECT_EQ(Told(), of_a);
+  pool_->Release(std::move(first));
+  pool_->Release(std::move(second));
 }
 
 TEST_F(PoolReserveTest, ImagesInUseCountAsServed) {

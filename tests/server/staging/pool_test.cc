@@ -205,7 +205,7 @@ TEST_F(PoolTest, GivesUpWhenCancelledAndMakesWayForTheNext) {
   auto held = Acquire(6 * kMiB);
   CancelToken cancel{false};
   absl::Status status;
-  std::thread first([&] { status = pool_->Acquire(10 * kMiB, Soon(), cancel).status(); });
+  std::thread first([&] { status = pool_->Acquire("", 10 * kMiB, Soon(), cancel).status(); });
   ASSERT_TRUE(Eventually([&] { return pool_->GetUsage().waiting_count == 1; }));
   std::unique_ptr<Image> image;
   std::thread second([&] { image = Acquire(kMiB); });
@@ -247,7 +247,7 @@ TEST_F(PoolTest, SurvivesEveryFault) {
       if (first != 0) pool_->Release(Acquire(first));
       fs_.Reset();
       fs_.FailNth(n, ENOSPC);
-      auto image = pool_->Acquire(6 * kMiB, Soon(), never_);
+      auto image = pool_->Acquire("", 6 * kMiB, Soon(), never_);
       const auto made = static_cast<int>(fs_.Calls().size());
       fs_.Reset();
       if (image.ok()) {
