@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any, Dict, Optional
 
+from .. import fit_start
 from ..client import Client
 from ..errors import CheckpointError
 from ..names import PathLike
-from ..save import Save
 from .in_flight import exception_in_flight
 from .packages import FABRIC, classes
 
@@ -49,7 +49,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         self.wait = wait
         self.verify = verify
         self.client = client if client is not None else Client()
-        self._reserved_bytes = 0
+        self._expect_fit()
 
     def save_checkpoint(
         self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Optional[Any] = None
@@ -68,7 +68,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         save = self.client.save(self._prepare(checkpoint), path, backend=self.backend)
         if self.wait == "durable":
             save.result()
-        self._reserve(save)
+        self._reserve(save.total_bytes)
         if exception_in_flight() is None:
             self.client.raise_failed()
 
@@ -110,20 +110,29 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 in_flight.add_note(f"ckptd, while this was handled: {error}")
         finally:
             self.client.close()
+            self._expect_fit()
 
     def _prepare(self, checkpoint: Dict[str, Any]) -> Any:
         """What is saved of `checkpoint`."""
         return checkpoint
 
-    def _reserve(self, save: Save) -> None:
-        """Has memory for the next save made warm while this one is written."""
-        if save.total_bytes <= self._reserved_bytes:
+    def _expect_fit(self) -> None:
+        self._reserved_bytes = 0
+        self._watch = fit_start.Watch(self, SidecarCheckpointIO._reserve)
+
+    def _reserve(self, size: int) -> None:
+        """Has memory for the next saves made warm, each of `size` bytes."""
+        if size <= self._reserved_bytes:
             return
-        self._reserved_bytes = save.total_bytes
+        self._reserved_bytes = size
         try:
-            self.client.reserve(save.total_bytes, images=_WARM_IMAGES)
+            self.client.reserve(size, images=_WARM_IMAGES)
         except CheckpointError:
-            _log.debug("cannot reserve %d bytes", save.total_bytes, exc_info=True)
+            _log.debug("cannot reserve %d bytes", size, exc_info=True)
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "_reserved_bytes": 0}
+        return {key: value for key, value in self.__dict__.items() if key != "_watch"}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._expect_fit()
