@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "python"))
 
 from harness import REPO, Daemon  # noqa: E402 - found through that path
+from lightning_models import PACKAGES  # noqa: E402
 
 import ckptd  # noqa: E402 - found through the harness
 
@@ -53,6 +55,20 @@ def client(daemon):
     with contextlib.suppress(ckptd.CheckpointError):
         client.flush()
     client.close()
+
+
+@pytest.fixture(params=PACKAGES)
+def pl(request):
+    """Each of Lightning's two packages."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def plugin(client):
+    """A plugin of the common daemon."""
+    from ckptd.lightning import SidecarCheckpointIO  # which is slow
+
+    return SidecarCheckpointIO(client=client)
 
 
 @pytest.fixture

@@ -13,66 +13,9 @@ import pytest
 import torch
 from ckptd.lightning import SidecarCheckpointIO
 from ckptd.lightning.packages import FABRIC, classes
+from lightning_models import make_model, make_trainer
 from objects import same
 from test_failures import tmpfs
-
-PACKAGES = ["lightning.pytorch", "pytorch_lightning"]
-
-
-@pytest.fixture(params=PACKAGES)
-def pl(request):
-    """Each of the two packages."""
-    return importlib.import_module(request.param)
-
-
-@pytest.fixture
-def plugin(client):
-    return SidecarCheckpointIO(client=client)
-
-
-def make_model(pl):
-    """A model with an Adam and a schedule, small and deterministic."""
-
-    class Model(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.save_hyperparameters({"width": 16})
-            torch.manual_seed(1)
-            self.net = torch.nn.Sequential(
-                torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1)
-            )
-            self.fail_at = None
-
-        def training_step(self, batch, batch_idx):
-            if self.global_step == self.fail_at:
-                raise ValueError("train boom")
-            loss = self.net(batch[0]).square().mean()
-            self.log("loss", loss)
-            return loss
-
-        def configure_optimizers(self):
-            optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
-            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
-
-        def train_dataloader(self):
-            data = torch.randn(40, 8, generator=torch.Generator().manual_seed(2))
-            return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data), batch_size=8)
-
-    return Model()
-
-
-def make_trainer(pl, folder, plugin, max_epochs=2, **checkpointing):
-    callback = pl.callbacks.ModelCheckpoint(dirpath=folder, **checkpointing)
-    return pl.Trainer(
-        max_epochs=max_epochs,
-        accelerator="cpu",
-        devices=1,
-        plugins=[plugin] if plugin else None,
-        callbacks=[callback],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 class TestTrainer:

@@ -209,6 +209,10 @@ class Client:
         failed = [save.error() for save in session.ledger.take_failed(self._owner)]
         _raise_first(failed + failed_removals)
 
+    def pending(self) -> List[Save]:
+        """The saves of this client that have not ended, as far as is known; asks nobody."""
+        return session_for(self.address).ledger.pending(self._owner)
+
     def reserve(self, obj_or_bytes: Any, images: int = 2, wait: bool = False) -> int:
         """Has the daemon make staging memory ready, so that the first save finds it warm.
 

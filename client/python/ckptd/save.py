@@ -63,6 +63,11 @@ class Save:
         """Size of the finished checkpoint in bytes; 0 if it was saved without a daemon."""
         return self._proto.total_bytes
 
+    @property
+    def persisted_bytes(self) -> int:
+        """How many of them are on storage, as was last heard."""
+        return self._proto.persisted_bytes
+
     def done(self) -> bool:
         """Whether it has ended, durable or not."""
         self._ask()
@@ -104,6 +109,11 @@ class Save:
     def ended(self) -> bool:
         """Whether it is known to have ended; asks nobody."""
         return self._proto.state in _ENDED
+
+    @property
+    def durable(self) -> bool:
+        """Whether it is known to be durable; asks nobody."""
+        return self._proto.state == pb.Save.SUCCEEDED
 
     @property
     def failed(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, Optional
+import sys
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from .. import fit_start
 from ..client import Client
@@ -11,6 +12,11 @@ from ..errors import CheckpointError
 from ..names import PathLike
 from .in_flight import exception_in_flight
 from .packages import FABRIC, classes
+from .progress import progress
+from .strategies import check_strategy
+
+if TYPE_CHECKING:
+    from .watch import Watch
 
 _log = logging.getLogger("ckptd")
 
@@ -49,6 +55,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         self.wait = wait
         self.verify = verify
         self.client = client if client is not None else Client()
+        self._watches: List[Watch] = []
         self._expect_fit()
 
     def save_checkpoint(
@@ -66,6 +73,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 " `CheckpointIO` to define how you'd like to use `storage_options`."
             )
         save = self.client.save(self._prepare(checkpoint), path, backend=self.backend)
+        for watch in self._watches:
+            watch.accepted(save)
         if self.wait == "durable":
             save.result()
         self._reserve(save.total_bytes)
@@ -100,17 +109,33 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         training is under way, it adds a note to that and logs the failure instead.
         """
         in_flight = exception_in_flight()
+        watches, self._watches = self._watches, []
         try:
-            self.client.flush()
+            try:
+                self._flush(in_flight)
+            finally:
+                for watch in watches:
+                    watch.end()
+            if watches:  # whose hooks may have removed what is superseded
+                self._flush(in_flight)
+        finally:
+            self.client.close()
+            self._expect_fit()
+
+    def watch(self, watch: Watch) -> None:
+        """Has `watch` given each save that is accepted from now on, until teardown ends it."""
+        self._watches.append(watch)
+
+    def _flush(self, in_flight: Optional[BaseException]) -> None:
+        try:
+            with progress(self.client.pending()):
+                self.client.flush()
         except CheckpointError as error:
             if in_flight is None:
                 raise
             _log.error("%s", error)
             if hasattr(in_flight, "add_note"):
                 in_flight.add_note(f"ckptd, while this was handled: {error}")
-        finally:
-            self.client.close()
-            self._expect_fit()
 
     def _prepare(self, checkpoint: Dict[str, Any]) -> Any:
         """What is saved of `checkpoint`."""
@@ -130,8 +155,18 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         except CheckpointError:
             _log.debug("cannot reserve %d bytes", size, exc_info=True)
 
+    def __bool__(self) -> bool:
+        """True.
+
+        A Trainer and a Fabric ask before they give the plugin to their strategy. If that would
+        never call it, raises TypeError there: see `check_strategy`.
+        """
+        check_strategy(self, sys._getframe(1))
+        return True
+
     def __getstate__(self) -> Dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_watch"}
+        kept = {key: value for key, value in self.__dict__.items() if key != "_watch"}
+        return {**kept, "_watches": []}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)

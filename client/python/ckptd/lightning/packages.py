@@ -11,6 +11,8 @@ from typing import Any, List, Tuple
 
 #: Where each package has what Fabric and the Trainer share.
 FABRIC = ("lightning.fabric", "lightning_fabric")
+#: Where each package has its Trainer.
+TRAINER = ("lightning.pytorch", "pytorch_lightning")
 
 
 def classes(packages: Tuple[str, ...], module: str, name: str) -> Tuple[Any, ...]:
