@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ckptd")
 
+# What Lightning saves when SLURM is about to end the job, just before it has it queued again.
+_REQUEUE_NAME = re.compile(r"hpc_ckpt_\d+\.ckpt")
 # Images that a training run keeps warm: one is being copied into while another is being written.
 _WARM_IMAGES = 2
 
@@ -32,7 +36,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
 
     backend: format of the checkpoint; "torch" is what torch.save writes.
     wait:    "accepted": save_checkpoint returns when the snapshot is the daemon's; "durable": when
-             the checkpoint is on stable storage.
+             the checkpoint is on stable storage, as it does for a requeue of SLURM in any case.
     client:  a ckptd.Client; one with the defaults if None.
     verify:  whether load_checkpoint checks a file before it is loaded.
 
@@ -75,7 +79,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         save = self.client.save(self._prepare(checkpoint), path, backend=self.backend)
         for watch in self._watches:
             watch.accepted(save)
-        if self.wait == "durable":
+        if self.wait == "durable" or _REQUEUE_NAME.fullmatch(os.path.basename(save.path)):
             save.result()
         self._reserve(save.total_bytes)
         if exception_in_flight() is None:
