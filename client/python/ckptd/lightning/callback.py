@@ -12,7 +12,7 @@ from ..errors import SaveError
 from ..save import Save
 from .io import SidecarCheckpointIO
 from .packages import TRAINER, classes
-from .watch import Watch
+from .follower import Follower
 
 _Bases = classes(TRAINER, "callbacks", "Checkpoint")
 
@@ -49,7 +49,7 @@ class SidecarCheckpoint(*_Bases):  # type: ignore[misc]
         self.best_model_score: Optional[torch.Tensor] = None
         self.current_score: Optional[torch.Tensor] = None
         self.best_k_models: Dict[str, torch.Tensor] = {}
-        self._watch: Optional[Watch] = None
+        self._follower: Optional[Follower] = None
 
     def on_checkpoint_durable(self, trainer: Any, save: Save) -> None:
         """Called when `save` is durable at save.path."""
@@ -84,8 +84,8 @@ class SidecarCheckpoint(*_Bases):  # type: ignore[misc]
         def failed(save: Save, error: SaveError) -> None:
             self.on_checkpoint_failed(trainer, save, error)
 
-        self._watch = Watch(durable, failed, trainer.loggers)
-        plugin.watch(self._watch)
+        self._follower = Follower(durable, failed, trainer.loggers)
+        plugin.follow(self._follower)
 
     def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
         """Looks for saves that have ended."""
@@ -107,16 +107,16 @@ class SidecarCheckpoint(*_Bases):  # type: ignore[misc]
         self._end()
 
     def _look(self, at_once: bool = True) -> None:
-        if self._watch is not None:
-            self._watch.look(at_once)
+        if self._follower is not None:
+            self._follower.look(at_once)
 
     def _end(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.end()
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.end()
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "_watch": None}
+        return {**self.__dict__, "_follower": None}
 
 
 def _plugin_of(trainer: Any) -> SidecarCheckpointIO:

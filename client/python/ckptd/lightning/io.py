@@ -18,7 +18,7 @@ from .progress import progress
 from .strategies import check_strategy
 
 if TYPE_CHECKING:
-    from .watch import Watch
+    from .follower import Follower
 
 _log = logging.getLogger("ckptd")
 
@@ -59,7 +59,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         self.wait = wait
         self.verify = verify
         self.client = client if client is not None else Client()
-        self._watches: List[Watch] = []
+        self._followers: List[Follower] = []
         self._expect_fit()
 
     def save_checkpoint(
@@ -77,8 +77,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 " `CheckpointIO` to define how you'd like to use `storage_options`."
             )
         save = self.client.save(self._prepare(checkpoint), path, backend=self.backend)
-        for watch in self._watches:
-            watch.accepted(save)
+        for follower in self._followers:
+            follower.accepted(save)
         if self.wait == "durable" or _REQUEUE_NAME.fullmatch(os.path.basename(save.path)):
             save.result()
         self._reserve(save.total_bytes)
@@ -113,22 +113,22 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         training is under way, it adds a note to that and logs the failure instead.
         """
         in_flight = exception_in_flight()
-        watches, self._watches = self._watches, []
+        followers, self._followers = self._followers, []
         try:
             try:
                 self._flush(in_flight)
             finally:
-                for watch in watches:
-                    watch.end()
-            if watches:  # whose hooks may have removed what is superseded
+                for follower in followers:
+                    follower.end()
+            if followers:  # whose hooks may have removed what is superseded
                 self._flush(in_flight)
         finally:
             self.client.close()
             self._expect_fit()
 
-    def watch(self, watch: Watch) -> None:
-        """Has `watch` given each save that is accepted from now on, until teardown ends it."""
-        self._watches.append(watch)
+    def follow(self, follower: Follower) -> None:
+        """Has `follower` given each save that is accepted from now on, until teardown ends it."""
+        self._followers.append(follower)
 
     def _flush(self, in_flight: Optional[BaseException]) -> None:
         try:
@@ -170,7 +170,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
 
     def __getstate__(self) -> Dict[str, Any]:
         kept = {key: value for key, value in self.__dict__.items() if key != "_watch"}
-        return {**kept, "_watches": []}
+        return {**kept, "_followers": []}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -29,15 +29,15 @@ class _Announcement:
 class _Deferred:
     """Stands for a logger's after_save_checkpoint while a fit goes on."""
 
-    def __init__(self, watch: Watch, logger: Any) -> None:
-        self._watch = watch
+    def __init__(self, follower: Follower, logger: Any) -> None:
+        self._follower = follower
         self._logger = logger
 
     def __call__(self, checkpoint_callback: Any) -> None:
-        self._watch.announce(self._logger, checkpoint_callback)
+        self._follower.announce(self._logger, checkpoint_callback)
 
 
-class Watch:
+class Follower:
     """The saves of one run of a Trainer. All calls come from the Trainer's thread.
 
     durable, failed: called once for each save that ended so, in the order in which they were
