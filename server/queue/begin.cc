@@ -76,7 +76,7 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   made->save.set_backend(request.backend());
   made->save.set_client(session->client);
   made->save.set_total_bytes(static_cast<int64_t>(made->plan->file_bytes()));
-  made->save.set_tensor_count(request.tensors_size());
+  made->save.set_tensor_count(CountTensors(request));
   Stamp(made->save.mutable_create_time());
 
   CKPTD_ASSIGN_OR_RETURN(SavePtr record, AddStaging(request, made, deadline));

@@ -13,6 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
 
 namespace ckptd {
 namespace {
@@ -43,6 +44,15 @@ absl::Status LimitExceeded(absl::string_view what) {
 
 absl::Status TotalTooLarge() { return LimitExceeded("save: is larger than 2^50 bytes in all"); }
 
+absl::Status AddSize(int index, int64_t size_bytes, uint64_t* total) {
+  if (size_bytes < 0) return InvalidTensor(index, "its size_bytes is negative");
+  if (static_cast<uint64_t>(size_bytes) > kMaxBytes) {
+    return InvalidTensor(index, "is larger than 2^50 bytes");
+  }
+  *total += static_cast<uint64_t>(size_bytes);
+  return *total > kMaxBytes ? TotalTooLarge() : absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> JobOfSave(const std::string& name) {
@@ -63,9 +73,16 @@ absl::StatusOr<std::string> JobOfParent(const std::string& parent, bool optional
   return parts[1];
 }
 
+int64_t CountTensors(const v1::BeginSaveRequest& request) {
+  return int64_t{request.tensors_size()} + request.tensor_sizes_size();
+}
+
 absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tensors) {
-  if (request.tensors_size() > max_tensors) {
-    return LimitExceeded(absl::StrCat("save: announces ", request.tensors_size(),
+  if (request.tensors_size() > 0 && request.tensor_sizes_size() > 0) {
+    return InvalidTensor(0, "stands in `tensors`, and there are `tensor_sizes`; use one of them");
+  }
+  if (CountTensors(request) > max_tensors) {
+    return LimitExceeded(absl::StrCat("save: announces ", CountTensors(request),
                                       " tensors, at most ", max_tensors,
                                       " are taken; split the state over several checkpoints"));
   }
@@ -79,12 +96,10 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
     if (!names.insert(tensor.name()).second) {
       return InvalidTensor(i, absl::StrCat("is named '", tensor.name(), "' like one before it"));
     }
-    if (tensor.size_bytes() < 0) return InvalidTensor(i, "its size_bytes is negative");
-    if (static_cast<uint64_t>(tensor.size_bytes()) > kMaxBytes) {
-      return InvalidTensor(i, "is larger than 2^50 bytes");
-    }
-    total += static_cast<uint64_t>(tensor.size_bytes());
-    if (total > kMaxBytes) return TotalTooLarge();
+    CKPTD_RETURN_IF_ERROR(AddSize(i, tensor.size_bytes(), &total));
+  }
+  for (int i = 0; i < request.tensor_sizes_size(); ++i) {
+    CKPTD_RETURN_IF_ERROR(AddSize(i, request.tensor_sizes(i), &total));
   }
   return absl::OkStatus();
 }
@@ -92,12 +107,16 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
 CheckpointSpec ToSpec(const v1::BeginSaveRequest& request) {
   CheckpointSpec spec;
   spec.object_bytes = static_cast<uint64_t>(request.object_bytes());
-  spec.tensors.reserve(static_cast<size_t>(request.tensors_size()));
+  spec.tensors.reserve(static_cast<size_t>(CountTensors(request)));
   for (const v1::TensorSpec& tensor : request.tensors()) {
     spec.tensors.push_back({tensor.name(),
                             tensor.dtype(),
                             {tensor.shape().begin(), tensor.shape().end()},
                             static_cast<uint64_t>(tensor.size_bytes())});
+  }
+  for (int i = 0; i < request.tensor_sizes_size(); ++i) {
+    spec.tensors.push_back(
+        {std::to_string(i), "", {}, static_cast<uint64_t>(request.tensor_sizes(i))});
   }
   for (const auto& [key, value] : request.options()) spec.options.emplace_back(key, value);
   return spec;

@@ -22,6 +22,9 @@ absl::StatusOr<std::string> JobOfParent(const std::string& parent, bool optional
 // to less than 2^50 bytes.
 absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tensors);
 
+// How many tensors it announces, in either form.
+int64_t CountTensors(const v1::BeginSaveRequest& request);
+
 // The same announcement as a backend takes it.
 CheckpointSpec ToSpec(const v1::BeginSaveRequest& request);
 

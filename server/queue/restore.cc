@@ -241,7 +241,7 @@ absl::Status SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
     record->save.set_path(request.path());
     record->save.set_backend(request.backend());
     record->save.set_total_bytes(static_cast<int64_t>(record->plan->file_bytes()));
-    record->save.set_tensor_count(request.tensors_size());
+    record->save.set_tensor_count(CountTensors(request));
     record->save.set_image_kept(true);
     by_name_[request.name()] = record;
     by_number_[record->number] = record;

@@ -1,13 +1,15 @@
 """Takes an object apart as torch.save does: the bytes of data.pkl, and the live storages.
 
 The pickle is the one torch.save writes, byte for byte, because it is made the same way: protocol 2,
-with a persistent id for each storage. Nothing of a tensor's size is copied here. `_save` in
+with a persistent id for each storage, or by pickle_writer.py, which knows how pickle writes what plain
+states are made of. Nothing of a tensor's size is copied here. `_save` in
 torch/serialization.py is the model for `_StoragePickler.persistent_id`.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from dataclasses import dataclass
 from typing import Any, Iterator, List, Optional, Tuple
@@ -15,7 +17,11 @@ from typing import Any, Iterator, List, Optional, Tuple
 import torch
 from torch.serialization import location_tag, normalize_storage_type
 
+from . import pickle_writer
 from .errors import UnpicklableError
+from .structure import UnusualError, trace
+
+_log = logging.getLogger("ckptd")
 
 _PROTOCOL = 2
 _UNPICKLABLE = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
@@ -34,25 +40,39 @@ class StorageRecord:
 
 @dataclass
 class Captured:
-    """An object in the two parts that make a checkpoint. Holds the storages alive."""
+    """An object in the two parts that make a checkpoint. Holds the storages alive.
 
-    pickle: memoryview
-    records: List[StorageRecord]
+    The lists have an entry for each storage, in the order of their keys in the pickle.
+    """
+
+    pickle: bytes
+    storages: List[torch.UntypedStorage]
+    dtypes: List[torch.dtype]
+    sizes: List[int]
+    #: Where the bytes are, if that is known and in this process's own memory.
+    addresses: Optional[List[int]] = None
+
+    @property
+    def records(self) -> List[StorageRecord]:
+        """The same, storage by storage."""
+        return list(map(StorageRecord, self.storages, self.dtypes, self.sizes))
 
     def image_bytes(self) -> int:
         """About the size of the finished file; never less."""
-        payload = len(self.pickle) + sum(record.size_bytes for record in self.records)
-        return payload + _RECORD_OVERHEAD_BYTES * (len(self.records) + 8)
+        payload = len(self.pickle) + sum(self.sizes)
+        return payload + _RECORD_OVERHEAD_BYTES * (len(self.sizes) + 8)
 
 
 class _StoragePickler(pickle.Pickler):
     def __init__(self, out: io.BytesIO) -> None:
         super().__init__(out, protocol=_PROTOCOL)
-        self.records: List[StorageRecord] = []
+        self.storages: List[torch.UntypedStorage] = []
+        self.dtypes: List[torch.dtype] = []
+        self.sizes: List[int] = []
         # Keyed by StorageImpl. One str object for each storage: pickle refers back to it by
         # identity, so that another object with the same text would give other bytes.
         self._keys: dict[int, str] = {}
-        self._dtypes: dict[int, torch.dtype] = {}
+        self._dtype_at: dict[int, torch.dtype] = {}
 
     def persistent_id(self, obj: Any) -> Optional[Tuple[Any, ...]]:
         if isinstance(obj, torch.storage.TypedStorage):
@@ -71,8 +91,10 @@ class _StoragePickler(pickle.Pickler):
         self._check_dtype(storage, dtype)
         key = self._keys.get(storage._cdata)
         if key is None:
-            key = self._keys[storage._cdata] = str(len(self.records))
-            self.records.append(StorageRecord(storage, dtype, size_bytes))
+            key = self._keys[storage._cdata] = str(len(self.storages))
+            self.storages.append(storage)
+            self.dtypes.append(dtype)
+            self.sizes.append(size_bytes)
         fake_device = getattr(obj, "_fake_device", None)
         location = location_tag(storage) if fake_device is None else str(fake_device)
         return ("storage", storage_type, key, location, numel)
@@ -80,21 +102,34 @@ class _StoragePickler(pickle.Pickler):
     def _check_dtype(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
         if storage.device.type == "meta" or storage.data_ptr() == 0:
             return
-        if self._dtypes.setdefault(storage.data_ptr(), dtype) != dtype:
+        if self._dtype_at.setdefault(storage.data_ptr(), dtype) != dtype:
             raise RuntimeError(
                 "Cannot save multiple tensors or storages that view the same data as different "
                 "types. Save one of them, or a clone() of the other."
             )
 
 
-def capture(obj: Any, path: str = "object") -> Captured:
+def capture(
+    obj: Any, path: str = "object", structures: Optional[pickle_writer.Structures] = None
+) -> Captured:
     """Splits `obj` into data.pkl and storages; copies no tensor.
 
     The storages stay live: whoever changes them before they are copied changes the checkpoint.
     Raises UnpicklableError that names the part of `obj` which cannot be pickled, and what
     torch.save would raise in every other case. `path` is where the checkpoint is to go, for
-    messages.
+    messages; `structures` has the pickles of earlier saves.
     """
+    if pickle_writer.works(lambda sample: _by_pickle(sample, path).pickle):
+        try:
+            found = trace(obj)
+            pickled = structures.pickle_of(found) if structures else pickle_writer.write(found)
+            return Captured(pickled, found.storages, found.dtypes, found.sizes, found.addresses)
+        except UnusualError as error:
+            _log.debug("%s: has %s; leaving it to pickle", path, error)
+    return _by_pickle(obj, path)
+
+
+def _by_pickle(obj: Any, path: str) -> Captured:
     out = io.BytesIO()
     pickler = _StoragePickler(out)
     try:
@@ -107,7 +142,7 @@ def capture(obj: Any, path: str = "object") -> Captured:
             reason="UNPICKLABLE",
             path=path,
         ) from error
-    return Captured(out.getbuffer(), pickler.records)
+    return Captured(out.getvalue(), pickler.storages, pickler.dtypes, pickler.sizes)
 
 
 def _innermost_failure(obj: Any, error: Exception) -> Tuple[str, Any, Exception]:

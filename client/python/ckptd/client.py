@@ -113,7 +113,7 @@ class Client:
         torch.save raises for tensors that it refuses. The path is as it was then.
         """
         target = names.local_path(path)
-        captured = capture(obj, target)
+        captured = capture(obj, target, session_for(self.address).structures)
         caller = self._caller()
         attempt = Attempt(caller, captured, target, backend, _ON_FULL[self._on_full])
 

@@ -18,10 +18,12 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import grpc
 
 from . import names, rpc
+from .copier import Copier
 from .errors import DaemonUnavailableError, SessionLostError, let_go
 from .ledger import Ledger
+from .pickle_writer import Structures
 from .relay import RelayChannel
-from .shm import Copier, MappingCache
+from .shm import MappingCache
 from .v1 import checkpoint_pb2 as pb
 
 #: Seconds that the daemon may take to answer a call that does not wait for anything.
@@ -42,6 +44,7 @@ class Session:
         self.address = address
         self.mappings = MappingCache()
         self.copier = Copier()
+        self.structures = Structures()
         self.ledger = Ledger()
         self._lock = threading.RLock()
         self._operations = 0

@@ -1,4 +1,4 @@
-"""Copies storages into staging images through shared memory.
+"""Staging images in shared memory, mapped.
 
 An image is a file in the daemon's tmpfs pool. Its pages exist before we see it, but a new mapping
 has no page-table entries yet: they are filled ahead (reserve.py), or by each thread for what it
@@ -12,13 +12,9 @@ import ctypes
 import mmap
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, Tuple
 
-import torch
-
-from .capture import Captured
 from .v1 import checkpoint_pb2 as pb
 
 _PROT_READ_WRITE = 0x1 | 0x2
@@ -26,22 +22,15 @@ _MAP_SHARED = 0x1
 _MADV_DONTFORK = 10
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels fault the pages in during the copy
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_MAX_THREADS = 4
 _MAX_MAPPINGS = 4
 # Address space, no memory.
 _MIN_ROOM_BYTES = 4 << 20
-# Below this a second thread costs more than it copies.
-_MIN_BYTES_PER_THREAD = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-# (destination, source, bytes), addresses in this process.
-_Piece = Tuple[int, int, int]
-
 
 class NotSharedError(Exception):
     """The image cannot be reached from this process; WriteSave is the way."""
@@ -172,99 +161,3 @@ class MappingCache:
             if index < excess or not mapping.is_alive():
                 del self._mappings[key]
                 mapping.close()
-
-
-class Copier:
-    """Copies with a few threads that stay. Thread-safe; of one process."""
-
-    def __init__(self) -> None:
-        self.threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-        self._pool: Optional[ThreadPoolExecutor] = None
-        self._lock = threading.Lock()
-
-    def copy(self, captured: Captured, response: pb.BeginSaveResponse, mapping: Mapping) -> None:
-        """Copies pickle and storages to their offsets in the image, which the caller holds.
-
-        Returns, or raises, when no thread touches either side any more.
-        """
-        base = mapping.address
-        source = (ctypes.c_char * len(captured.pickle)).from_buffer(captured.pickle)
-        ctypes.memmove(base + response.object_offset, source, len(captured.pickle))
-        pieces: List[_Piece] = []
-        for record, offset in zip(captured.records, response.tensor_offsets):
-            if record.size_bytes == 0:
-                continue
-            if record.storage.device.type == "cpu":
-                pieces.append((base + offset, record.storage.data_ptr(), record.size_bytes))
-            else:
-                _copy_from_device(record.storage, base + offset, record.size_bytes)
-        self.run([_copier_of(share, mapping) for share in self._shares(pieces)])
-        mapping.populated_bytes = response.image.size_bytes
-
-    def _shares(self, pieces: List[_Piece]) -> List[List[_Piece]]:
-        """Deals `pieces` out in runs of equal bytes, cutting large ones."""
-        total = sum(piece[2] for piece in pieces)
-        count = max(1, min(self.threads, total // _MIN_BYTES_PER_THREAD))
-        if count == 1:
-            return [pieces]
-        target = -(-total // count)
-        shares: List[List[_Piece]] = [[]]
-        room = target
-        for to, source, size in pieces:
-            while size > room:
-                shares[-1].append((to, source, room))
-                to, source, size = to + room, source + room, size - room
-                shares.append([])
-                room = target
-            shares[-1].append((to, source, size))
-            room -= size
-        return shares
-
-    def run(self, tasks: List[Callable[[], None]]) -> None:
-        """Runs as many tasks as there are threads, at once; returns when all have ended."""
-        if len(tasks) == 1:
-            tasks[0]()
-            return
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads - 1, "ckptd-copy")
-            others = [self._pool.submit(task) for task in tasks[1:]]
-        try:
-            tasks[0]()
-        finally:
-            _wait_for_all(others)
-
-
-def _wait_for_all(futures: List[Future[None]]) -> None:
-    """Waits even where Ctrl-C comes in between: the image may be another save's afterwards."""
-    interrupt: Optional[KeyboardInterrupt] = None
-    while not all(future.done() for future in futures):
-        try:
-            wait(futures)
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
-
-
-def _copier_of(pieces: List[_Piece], mapping: Mapping) -> Callable[[], None]:
-    def run() -> None:
-        if pieces:
-            start = max(pieces[0][0] - mapping.address, mapping.populated_bytes)
-            mapping.populate(start, pieces[-1][0] + pieces[-1][2] - mapping.address)
-        memmove = ctypes.memmove  # gives up the GIL
-        for to, source, size in pieces:
-            memmove(to, source, size)
-
-    return run
-
-
-def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor:
-    """The first bytes of a storage as a tensor uint8[size_bytes] on its device; no copy."""
-    view = torch.empty(0, dtype=torch.uint8, device=storage.device)
-    return view.set_(storage, 0, (size_bytes,), (1,))
-
-
-def _copy_from_device(storage: torch.UntypedStorage, address: int, size_bytes: int) -> None:
-    target = torch.frombuffer((ctypes.c_char * size_bytes).from_address(address), dtype=torch.uint8)
-    target.copy_(device_bytes(storage, size_bytes))

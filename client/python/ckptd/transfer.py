@@ -83,6 +83,9 @@ class Attempt:
             umask=names.umask(),
             on_full=on_full,
         )
+        if backend == "torch":
+            self._request.tensor_sizes.extend(captured.sizes)
+            return
         for key, record in enumerate(captured.records):
             dtype = str(record.dtype).replace("torch.", "", 1)
             self._request.tensors.add(name=str(key), dtype=dtype, size_bytes=record.size_bytes)

@@ -135,6 +135,33 @@ TEST_F(QueueTest, BadRequestsAreRefusedBeforeAnythingIsMade) {
   EXPECT_OK(begin([](R) {}));
 }
 
+TEST(RequestsTest, SizesAloneAreTensorsNamedByTheirPlace) {
+  v1::BeginSaveRequest brief;
+  brief.set_object_bytes(10);
+  v1::BeginSaveRequest full = brief;
+  for (int i = 0; i < 12; ++i) {
+    brief.add_tensor_sizes(100 - i);
+    AddTensor(&full, std::to_string(i), 100 - i);
+  }
+  EXPECT_EQ(CountTensors(brief), 12);
+  EXPECT_OK(CheckTensors(brief, 12));
+  EXPECT_THAT(CheckTensors(brief, 11), IsError(StatusCode::kInvalidArgument, "LIMIT_EXCEEDED"));
+  const CheckpointSpec one = ToSpec(brief);
+  const CheckpointSpec other = ToSpec(full);
+  ASSERT_EQ(one.tensors.size(), other.tensors.size());
+  for (size_t i = 0; i < one.tensors.size(); ++i) {
+    EXPECT_EQ(one.tensors[i].name, other.tensors[i].name);
+    EXPECT_EQ(one.tensors[i].size_bytes, other.tensors[i].size_bytes);
+  }
+  const auto invalid = IsError(StatusCode::kInvalidArgument, "INVALID_TENSOR");
+  full.add_tensor_sizes(1);
+  EXPECT_THAT(CheckTensors(full, 100), invalid) << "both forms";
+  brief.add_tensor_sizes(-1);
+  EXPECT_THAT(CheckTensors(brief, 100), invalid);
+  brief.set_tensor_sizes(12, kPetabyte);
+  EXPECT_THAT(CheckTensors(brief, 100), IsError(StatusCode::kInvalidArgument, "LIMIT_EXCEEDED"));
+}
+
 TEST_F(QueueTest, ReserveChecksWhatItIsAskedFor) {
   auto reserve = [&](int64_t bytes, int count, const std::string& session) {
     v1::ReserveRequest request;

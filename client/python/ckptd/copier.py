@@ -1,0 +1,163 @@
+"""Copies storages to their offsets in a mapped image.
+
+Large ones by several threads without the interpreter's lock; small ones one after the other by a
+loop that is all C, as to give up the lock for each costs more than to copy it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Callable, List, Optional, Sequence, Tuple
+
+import torch
+
+from .capture import Captured
+from .shm import Mapping
+from .v1 import checkpoint_pb2 as pb
+
+_MAX_THREADS = 4
+# Below this a second thread costs more than it copies.
+_MIN_BYTES_PER_THREAD = 4 << 20
+# Above this, to give up the lock does not show.
+_SMALL_BYTES = 32 << 10
+# Other threads get their turn after so many small copies.
+_SMALL_BATCH = 4096
+
+_locked_memmove = ctypes.PyDLL(None).memmove
+_locked_memmove.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_locked_memmove.restype = None
+
+# (destination, source, bytes), addresses in this process.
+_Piece = Tuple[int, int, int]
+
+
+class Copier:
+    """Copies with a few threads that stay. Thread-safe; of one process."""
+
+    def __init__(self) -> None:
+        self.threads = min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+        self._pool: Optional[ThreadPoolExecutor] = None
+        self._lock = threading.Lock()
+
+    def copy(
+        self,
+        captured: Captured,
+        response: pb.BeginSaveResponse,
+        mapping: Mapping,
+        chosen: Optional[Sequence[int]] = None,
+    ) -> None:
+        """Copies pickle and storages to their offsets in the image, which the caller holds.
+
+        chosen: which storages; all if None. Returns, or raises, when no thread touches either side
+        any more.
+        """
+        base = mapping.address
+        ctypes.memmove(base + response.object_offset, captured.pickle, len(captured.pickle))
+        targets = [base + offset for offset in response.tensor_offsets]
+        sizes, sources = captured.sizes, captured.addresses
+        if sources is None:
+            sources = [_host_address(storage) for storage in captured.storages]
+            for index in range(len(targets)) if chosen is None else chosen:
+                if sources[index] < 0:
+                    _copy_from_device(captured.storages[index], targets[index], sizes[index])
+        if chosen is not None:
+            targets, sources, sizes = (
+                [values[index] for index in chosen] for values in (targets, sources, sizes)
+            )
+        if max(sizes, default=0) > _SMALL_BYTES or -1 in sources:
+            pieces = [p for p in zip(targets, sources, sizes) if p[2] > _SMALL_BYTES and p[1] > 0]
+            self.run([_copier_of(share, mapping) for share in self._shares(pieces)])
+            rest = [p for p in zip(targets, sources, sizes) if 0 < p[2] <= _SMALL_BYTES and p[1] > 0]
+            targets, sources, sizes = (list(column) for column in zip(*rest)) if rest else ([],) * 3
+        _copy_small(targets, sources, sizes, mapping)
+        if chosen is None:
+            mapping.populated_bytes = response.image.size_bytes
+
+    def _shares(self, pieces: List[_Piece]) -> List[List[_Piece]]:
+        """Deals `pieces` out in runs of equal bytes, cutting large ones."""
+        total = sum(piece[2] for piece in pieces)
+        count = max(1, min(self.threads, total // _MIN_BYTES_PER_THREAD))
+        if count == 1:
+            return [pieces]
+        target = -(-total // count)
+        shares: List[List[_Piece]] = [[]]
+        room = target
+        for to, source, size in pieces:
+            while size > room:
+                shares[-1].append((to, source, room))
+                to, source, size = to + room, source + room, size - room
+                shares.append([])
+                room = target
+            shares[-1].append((to, source, size))
+            room -= size
+        return shares
+
+    def run(self, tasks: List[Callable[[], None]]) -> None:
+        """Runs as many tasks as there are threads, at once; returns when all have ended."""
+        if len(tasks) == 1:
+            tasks[0]()
+            return
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads - 1, "ckptd-copy")
+            others = [self._pool.submit(task) for task in tasks[1:]]
+        try:
+            tasks[0]()
+        finally:
+            _wait_for_all(others)
+
+
+def _wait_for_all(futures: List[Future[None]]) -> None:
+    """Waits even where Ctrl-C comes in between: the image may be another save's afterwards."""
+    interrupt: Optional[KeyboardInterrupt] = None
+    while not all(future.done() for future in futures):
+        try:
+            wait(futures)
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _copier_of(pieces: List[_Piece], mapping: Mapping) -> Callable[[], None]:
+    def run() -> None:
+        if pieces:
+            start = max(pieces[0][0] - mapping.address, mapping.populated_bytes)
+            mapping.populate(start, pieces[-1][0] + pieces[-1][2] - mapping.address)
+        memmove = ctypes.memmove  # gives up the GIL
+        for to, source, size in pieces:
+            memmove(to, source, size)
+
+    return run
+
+
+def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor:
+    """The first bytes of a storage as a tensor uint8[size_bytes] on its device; no copy."""
+    view = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return view.set_(storage, 0, (size_bytes,), (1,))
+
+
+def _copy_small(
+    targets: List[int], sources: List[int], sizes: List[int], mapping: Mapping
+) -> None:
+    if not targets:
+        return
+    start = max(targets[0] - mapping.address, mapping.populated_bytes)
+    mapping.populate(start, targets[-1] + sizes[-1] - mapping.address)
+    for first in range(0, len(targets), _SMALL_BATCH):
+        part = slice(first, first + _SMALL_BATCH)
+        deque(map(_locked_memmove, targets[part], sources[part], sizes[part]), maxlen=0)
+
+
+def _host_address(storage: torch.UntypedStorage) -> int:
+    """-1 for memory of a device."""
+    return storage.data_ptr() if storage.device.type == "cpu" else -1
+
+
+def _copy_from_device(storage: torch.UntypedStorage, address: int, size_bytes: int) -> None:
+    target = torch.frombuffer((ctypes.c_char * size_bytes).from_address(address), dtype=torch.uint8)
+    target.copy_(device_bytes(storage, size_bytes))
