@@ -65,9 +65,9 @@ def default_client() -> Client:
         return _default
 
 
-def save(obj: Any, path: PathLike, backend: str = "torch") -> Save:
+def save(obj: Any, path: PathLike, backend: str = "torch", *, overlap: Any = None) -> Save:
     """Client.save of the default client."""
-    return default_client().save(obj, path, backend)
+    return default_client().save(obj, path, backend, overlap=overlap)
 
 
 def load(

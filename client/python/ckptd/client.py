@@ -23,6 +23,7 @@ from .errors import (
     reason_of,
 )
 from .names import PathLike
+from .overlap import Guard, wait_for_copies
 from .reserve import reserve
 from .save import Save
 from .session import (
@@ -102,20 +103,31 @@ class Client:
         """The job that saves are named after, without "jobs/"."""
         return names.job_id(self._job)
 
-    def save(self, obj: Any, path: PathLike, backend: str = "torch") -> Save:
+    def save(
+        self, obj: Any, path: PathLike, backend: str = "torch", *, overlap: Any = None
+    ) -> Save:
         """Saves what torch.save would, and returns when the snapshot is the daemon's.
 
         From then on `obj` may be changed or freed. The parent directories of `path` exist then;
         the checkpoint appears at `path`, whole, when it is durable: see Save.result.
+
+        overlap: optimizers, and modules; one or several. Their parameters and state are copied
+        behind forward and backward; all else, buffers too, before this returns. A hook on each
+        optimizer's step, and on load_state_dict of the modules, waits for the copy, as do the next
+        save, load, removal and flush, and the end of the process. Nothing else may change them
+        until then: by their version counters it is found out, and the save fails. What leaves no
+        trace there (`param.data`, a replayed CUDA graph) must not be used with it.
 
         Raises SaveError if the save is not accepted (docs/errors.md lists its `reason`s),
         UnpicklableError, SaveTimeoutError, DaemonUnavailableError, ValueError for a URL, and what
         torch.save raises for tensors that it refuses. The path is as it was then.
         """
         target = names.local_path(path)
+        guard = None if overlap is None or overlap is False else Guard(overlap)
+        wait_for_copies()
         captured = capture(obj, target, session_for(self.address).structures)
         caller = self._caller()
-        attempt = Attempt(caller, captured, target, backend, _ON_FULL[self._on_full])
+        attempt = Attempt(caller, captured, target, backend, _ON_FULL[self._on_full], guard)
 
         def save_locally() -> Save:
             local.save(obj, target)
@@ -248,6 +260,7 @@ class Client:
 
     def close(self) -> None:
         """Lets go of the session; accepted saves go on. The client may be used again."""
+        wait_for_copies()
         session_for(self.address).release(self)
 
     def _load(self, path: PathLike, read: Callable[[Any, str], _T]) -> _T:
@@ -277,6 +290,7 @@ class Client:
 
     def _run(self, operation: Callable[[Session, str], _T], without_daemon: Callable[[], _T]) -> _T:
         """Runs `operation` in an open session; again, in a new one, if the daemon restarts."""
+        wait_for_copies()
         deadline = time.monotonic() + self.timeout
         while True:
             session = session_for(self.address)
@@ -320,6 +334,7 @@ class Client:
 
         Returns the failed removals.
         """
+        wait_for_copies()
         deadline = time.monotonic() + limit
         request = pb.FlushRequest(parent=parent, path=path)
         for left in reversed(range(_ATTEMPTS)):

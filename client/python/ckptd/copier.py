@@ -104,9 +104,15 @@ class Copier:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads - 1, "ckptd-copy")
-            others = [self._pool.submit(task) for task in tasks[1:]]
+            others: List[Future[None]] = []
+            try:
+                for task in tasks[1:]:
+                    others.append(self._pool.submit(task))
+            except RuntimeError:  # the interpreter is ending, and threads take no more
+                pass
         try:
-            tasks[0]()
+            for task in (tasks[0], *tasks[1 + len(others) :]):
+                task()
         finally:
             _wait_for_all(others)
 

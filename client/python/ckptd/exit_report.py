@@ -7,6 +7,7 @@ import logging
 import time
 
 from .errors import CheckpointError, CheckpointTimeoutError
+from .overlap import wait_for_copies
 from .session import all_sessions
 
 #: Seconds that the end of the process waits for its pending saves, to hear how they end. The daemon
@@ -17,6 +18,7 @@ _log = logging.getLogger("ckptd")
 
 
 def _report() -> None:
+    wait_for_copies()
     deadline = time.monotonic() + EXIT_TIMEOUT
     for session in all_sessions():
         for save in session.ledger.pending():

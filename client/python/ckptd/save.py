@@ -7,7 +7,7 @@ import time
 from typing import Any, Optional
 
 import grpc
-from google.rpc import code_pb2
+from google.rpc import code_pb2, error_details_pb2
 
 from .errors import (
     DaemonUnavailableError,
@@ -134,8 +134,9 @@ class Save:
         )
 
     def take(self, news: pb.Save) -> None:
-        """Takes in what the daemon says."""
-        self._proto = news
+        """Takes in what the daemon says; what was heard of its end stands."""
+        if not self.ended:
+            self._proto = news
 
     def lost(self) -> pb.Save:
         """What to take in if the daemon does not know the save."""
@@ -147,6 +148,19 @@ class Save:
             f"{self.path}: the daemon ended before it told that the save is durable. If it accepted "
             f"it, it goes on when it is started again: see `ckptctl get {self.name}`"
         )
+        return news
+
+    def spoilt(self, error: BaseException) -> pb.Save:
+        """What to take in if its copy, or the commit, did not work."""
+        news = pb.Save()
+        news.CopyFrom(self._proto)
+        news.state = pb.Save.FAILED
+        news.error.code = code_pb2.ABORTED
+        news.error.message = str(error) or type(error).__name__
+        reason = getattr(error, "reason", "")
+        if reason:
+            info = error_details_pb2.ErrorInfo(reason=reason, domain="ckptd")
+            news.error.details.add().Pack(info)
         return news
 
     def _ask(self) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Type, TypeVar
 
 import grpc
 
-from . import names, stream
+from . import names, overlap, stream
 from .capture import Captured
-from .errors import CheckpointError, SaveError, from_rpc
+from .errors import CheckpointError, SaveError, SessionLostError, from_rpc
+from .overlap import Guard
 from .save import Save
 from .session import ANSWER_TIMEOUT, Session
 from .shm import NotSharedError
@@ -68,11 +70,21 @@ class Attempt:
 
     Once CommitSave was sent, the next attempt is made under the same name, so that a commit whose
     answer got lost counts once.
+
+    guard: what keeps the larger part from being changed while it is copied behind; `run` returns
+    before it is, and the save is STAGING until then.
     """
 
     def __init__(
-        self, caller: Caller, captured: Captured, path: str, backend: str, on_full: Any
+        self,
+        caller: Caller,
+        captured: Captured,
+        path: str,
+        backend: str,
+        on_full: Any,
+        guard: Optional[Guard] = None,
     ) -> None:
+        self._guard = guard
         self._caller = caller
         self._captured = captured
         self._committing = False
@@ -101,17 +113,56 @@ class Attempt:
             session.ledger.settle(save, begun.save)
             return save
         try:
+            if self._guard is not None and self._copy_behind(self._guard, session, begun, save):
+                return save
             _fill(caller, session, self._captured, begun, deadline)
-            self._committing = True
-            committed = self._call(session, "CommitSave", pb.CommitSaveRequest(name=save.name))
+            self._commit(session, save)
         except BaseException:
             session.ledger.discard(save)
             _abort(session, save)
             raise
+        return save
+
+    def _commit(self, session: Session, save: Save) -> None:
+        self._committing = True
+        committed = self._call(session, "CommitSave", pb.CommitSaveRequest(name=save.name))
         session.ledger.settle(save, committed.save)
         for ended in committed.ended_saves:
             session.ledger.update(ended)
-        return save
+
+    def _copy_behind(
+        self, guard: Guard, session: Session, begun: pb.BeginSaveResponse, save: Save
+    ) -> bool:
+        """Copies what nothing guards, and has the rest copied and committed behind the caller.
+
+        False, and nothing is done, where that cannot be.
+        """
+        if self._caller.transport == "grpc":
+            return False
+        with ExitStack() as until_copied:
+            try:
+                mapping = until_copied.enter_context(session.mappings.hold(begun.image))
+            except NotSharedError:
+                return False
+            until_copied.enter_context(session.operation())
+            at_once, behind = guard.split(self._captured)
+            session.copier.copy(self._captured, begun, mapping, at_once)
+            held = until_copied.pop_all()
+
+        def copy() -> None:
+            with held:
+                try:
+                    session.copier.copy(self._captured, begun, mapping, behind)
+                    guard.check(save.path, save.name)
+                    self._commit(session, save)
+                except SessionLostError:
+                    session.lose(save.session_id)  # the ledger asks the next daemon what became of it
+                except BaseException as error:  # noqa: BLE001 - whoever asks after the save is told
+                    session.ledger.settle(save, save.spoilt(error))
+                    _abort(session, save)
+
+        overlap.start(copy)
+        return True
 
     def _begin(self, session: Session, session_id: str) -> pb.BeginSaveResponse:
         self._request.session_id = session_id

@@ -16,6 +16,7 @@ from .in_flight import exception_in_flight
 from .packages import FABRIC, classes
 from .progress import progress
 from .strategies import check_strategy
+from .trained import trained_by_caller
 
 if TYPE_CHECKING:
     from .follower import Follower
@@ -39,6 +40,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
              the checkpoint is on stable storage, as it does for a requeue of SLURM in any case.
     client:  a ckptd.Client; one with the defaults if None.
     verify:  whether load_checkpoint checks a file before it is loaded.
+    overlap: whether parameters and optimizer state are copied behind forward and backward: the step
+             of the optimizer waits for the copy (Client.save says what must not be done then).
 
     A save that fails after it was accepted is raised once: by the next save_checkpoint (when its
     own save is accepted), or by teardown. Picklable, copyable and usable after fork.
@@ -51,6 +54,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         wait: str = "accepted",
         client: Optional[Client] = None,
         verify: bool = True,
+        overlap: bool = False,
     ) -> None:
         # No __init__ of a base: CheckpointIO has none, and XLACheckpointIO's demands torch_xla.
         if wait not in ("accepted", "durable"):
@@ -58,6 +62,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         self.backend = backend
         self.wait = wait
         self.verify = verify
+        self.overlap = overlap
         self.client = client if client is not None else Client()
         self._followers: List[Follower] = []
         self._expect_fit()
@@ -76,7 +81,10 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 f" not supported for `{type(self).__name__}`. Please implement your custom"
                 " `CheckpointIO` to define how you'd like to use `storage_options`."
             )
-        save = self.client.save(self._prepare(checkpoint), path, backend=self.backend)
+        trained = trained_by_caller(self) if self.overlap else None
+        save = self.client.save(
+            self._prepare(checkpoint), path, backend=self.backend, overlap=trained or None
+        )
         for follower in self._followers:
             follower.accepted(save)
         if self.wait == "durable" or _REQUEUE_NAME.fullmatch(os.path.basename(save.path)):

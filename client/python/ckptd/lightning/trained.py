@@ -1,0 +1,25 @@
+"""Finds what a Trainer trains: whose hooks an overlapped save has to wait in."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, List, Optional
+
+
+def trained_by_caller(io: Any) -> List[Any]:
+    """The optimizers and the module of the Trainer that saves through `io`, further up the stack.
+
+    Empty where it has no optimizer any more, or none yet. Raises ValueError where no Trainer does.
+    """
+    frame: Optional[FrameType] = sys._getframe(1)
+    while frame is not None:
+        strategy = frame.f_locals.get("self") if frame.f_code.co_name == "save_checkpoint" else None
+        if getattr(strategy, "checkpoint_io", None) is io and hasattr(strategy, "optimizers"):
+            optimizers = list(strategy.optimizers)
+            return [*optimizers, strategy.lightning_module] if optimizers else []
+        frame = frame.f_back
+    raise ValueError(
+        f"{type(io).__name__}(overlap=True): this save comes from no Trainer, so that no step of an "
+        "optimizer waits for it. Leave overlap out, or use ckptd.save(…, overlap=optimizer)."
+    )

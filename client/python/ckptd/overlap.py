@@ -1,0 +1,153 @@
+"""Copies behind forward and backward: parameters and optimizer state, until the optimizer's step.
+
+Nothing but the step of an optimizer changes what is guarded here, and a hook on that step waits for
+the copy. Everything else that is saved, such as the buffers that forward changes, is copied before
+`save` returns. What changes a guarded tensor all the same, as a `copy_` by hand, is found out by its
+version counter when the copy is complete: the save fails then, and is never a mixture.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import Any, Callable, Iterable, Iterator, List, Sequence, Set, Tuple
+
+import torch
+
+from .capture import Captured
+from .errors import SaveError
+
+# What is smaller is copied at once: to keep track of it costs more.
+_MIN_BYTES = 64 << 10
+
+
+class Guard:
+    """The optimizers, and modules, whose hooks wait for the copies of this process.
+
+    parts: optimizers, at least one, and modules, whose load_state_dict is to wait, too; one or
+    several. Raises ValueError where a hook cannot be in place.
+    """
+
+    def __init__(self, parts: Any) -> None:
+        listed = list(parts) if isinstance(parts, Iterable) and not _is_module(parts) else [parts]
+        self._optimizers = [one for one in listed if isinstance(one, torch.optim.Optimizer)]
+        for one in listed:
+            if not isinstance(one, (torch.optim.Optimizer, torch.nn.Module)):
+                raise ValueError(
+                    f"overlap: {one!r} is neither an optimizer nor a module. Pass the optimizers "
+                    "whose step is to wait for the copy: save(state, path, overlap=optimizer)."
+                )
+        if not self._optimizers:
+            raise ValueError(
+                "overlap: there is no optimizer whose step could wait for the copy. Pass it: "
+                "save(state, path, overlap=[optimizer, model])."
+            )
+        for one in listed:
+            _hook(one)
+        self._versions: List[Tuple[torch.Tensor, int]] = []
+
+    def split(self, captured: Captured) -> Tuple[List[int], List[int]]:
+        """Which storages are to be copied at once, and which may be copied behind."""
+        guarded: Set[int] = set()
+        self._versions = []
+        for tensor in self._tensors():
+            storage = tensor.untyped_storage()
+            if storage.nbytes() >= _MIN_BYTES:
+                guarded.add(storage._cdata)
+                self._versions.append((tensor, tensor._version))
+        parts: Tuple[List[int], List[int]] = ([], [])
+        for index, storage in enumerate(captured.storages):
+            parts[storage._cdata in guarded].append(index)
+        return parts
+
+    def check(self, path: str, save: str) -> None:
+        """Raises SaveError if a guarded tensor was changed since `split`."""
+        if all(tensor._version == version for tensor, version in self._versions):
+            return
+        raise SaveError(
+            f"{path}: a parameter or a state of an optimizer was changed while it was being copied, "
+            "by something else than the optimizer's step. Save without overlap there, or give the "
+            "module that is loaded to it: overlap=[optimizer, model].",
+            reason="CHANGED_IN_COPY",
+            path=path,
+            save=save,
+        )
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                # Who trains no weight changes it in some other way, if at all.
+                yield from (one for one in group["params"] if one.requires_grad and _is_plain(one))
+            for state in optimizer.state.values():
+                yield from (value for value in state.values() if _is_plain(value))
+
+
+def _is_plain(value: Any) -> bool:
+    plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+    return plain and value.layout is torch.strided and not value.is_inference()
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, torch.nn.Module)  # some of which can be iterated over
+
+
+_hooked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _hook(part: Any) -> None:
+    if part in _hooked:
+        return
+    if _is_module(part):
+        for module in part.modules():
+            module._register_load_state_dict_pre_hook(wait_for_copies)
+    else:
+        if not getattr(type(part).step, "hooked", False):
+            raise ValueError(
+                f"overlap: the step of {type(part).__name__} runs no hooks, so that nothing could "
+                "wait for the copy. Save without overlap."
+            )
+        part.register_step_pre_hook(wait_for_copies)
+    _hooked.add(part)
+
+
+# ---- Copies that are under way -------------------------------------------------------------------
+
+_lock = threading.Lock()
+_running: Set[threading.Thread] = set()
+
+
+def start(copy: Callable[[], None]) -> None:
+    """Runs `copy`, which raises nothing, behind the caller. The process does not end before it."""
+
+    def run() -> None:
+        try:
+            copy()
+        finally:
+            with _lock:
+                _running.discard(thread)
+
+    thread = threading.Thread(target=run, name="ckptd-overlap")
+    with _lock:
+        _running.add(thread)
+    thread.start()
+
+
+def wait_for_copies(*_: Any) -> None:
+    """Returns when no copy of this process is under way. Also a hook, whatever its arguments."""
+    if not _running:
+        return
+    with _lock:
+        threads: Sequence[threading.Thread] = list(_running)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _running.clear()  # they are the parent's
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
