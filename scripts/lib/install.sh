@@ -8,7 +8,7 @@ APT_PACKAGES=(
   cmake ninja-build g++ clang-19 clang-format-19 libclang-rt-19-dev llvm-19 ccache
   pkg-config shellcheck
   # Libraries
-  libabsl-dev libcli11-dev libfuse3-dev libgmock-dev libgrpc++-dev libgtest-dev libisal-dev libprotobuf-dev
+  libabsl-dev libbenchmark-dev libcli11-dev libfuse3-dev libgmock-dev libgrpc++-dev libgtest-dev libisal-dev libprotobuf-dev
   libspdlog-dev libsqlite3-dev libtorch-dev protobuf-compiler protobuf-compiler-grpc
   # Python client, and grpcurl to talk to the daemon as a person would
   golang-go python3-venv

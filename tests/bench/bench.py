@@ -1,156 +1,189 @@
-"""Measures what a save costs, beside the limits of the machine in the same minute.
+"""Measures what a save costs here and with others, beside the limits of the machine.
 
-Each sample has its own limits, measured right before it, since a shared disk bursts and then
-throttles; the ratios are medians of the samples' own ratios. The order rotates from round to round.
-Each tensor is changed as soon as save returns, and each file is read back and compared with what
-the tensors held before.
+Writes results.json, results.md and plot.svg. Judges no figure: the exit code is 1 only where something
+of ckptd could not be measured, or a checkpoint of it was not the snapshot; 2 for wrong usage.
 """
 
 import argparse
-import json
+import datetime
+import functools
 import os
 import pathlib
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
-import limits
-import subjects
-import torch
-
-TENSORS = 148
-FIRST, STEADY = "ckptd, first save after Reserve", "ckptd, steady"
-# Of whom, what divided by what, in words, target.
-TARGETS = [
-    (STEADY, "stall", "memcpy1", "steady stall / memcpy", "at most", 2.0),
-    (FIRST, "stall", "memcpy1", "first stall after Reserve / memcpy", "at most", 3.0),
-    (STEADY, "direct", "after", "speed after save returned / raw O_DIRECT", "at least", 0.7),
-]
+START = time.monotonic()
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIZE, QUICK_SIZE = 805_306_368, 33_554_432
+ROUNDS, QUICK_ROUNDS = 7, 2
+FIELD_SHARE = 0.5
+# Enough to show that the field works, without the time that importing the others takes.
+QUICK_PEERS = ("torch.save + fsync", "DCP async_save, kept stager")
 
 
-def make_state(size):
-    """Tensors of whole numbers, so that adding 1 is exact."""
-    count = size // TENSORS // 4
-    values = torch.arange(count, dtype=torch.float32) % 1000
-    return {f"layer{i}.weight": values + i for i in range(TENSORS)}
+def parse(arguments):
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a small state and few peers: proves that it works")
+    add("--rows", default="", metavar="P1,P4", help="only these goals, and `field` for the peers")
+    add("--size", type=int, help=f"bytes of the state; {SIZE}, or {QUICK_SIZE} with --quick")
+    add("--rounds", type=int, help=f"samples of each; {ROUNDS}, or {QUICK_ROUNDS} with --quick")
+    add("--minutes", type=float, default=9, help="takes fewer samples where that is not enough")
+    add("--dir", type=pathlib.Path, default=ROOT / "build", help="on which disk")
+    add("--build", type=pathlib.Path, default=ROOT / "build", help="where the binaries are")
+    add("--out", type=pathlib.Path, help="a folder for the results; docs/bench, or with --quick or "
+        "--rows build/bench")  # fmt: skip
+    args = parser.parse_args(arguments)
+    from rows import ALL
+
+    args.rows = [name for name in args.rows.split(",") if name] or ["field", *ALL]
+    unknown = sorted(set(args.rows) - {"field", *ALL})
+    if unknown:
+        parser.error(f"--rows: {', '.join(unknown)}: there are field, {', '.join(ALL)}")
+    args.size = args.size or (QUICK_SIZE if args.quick else SIZE)
+    args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    whole = not args.quick and set(args.rows) == {"field", *ALL}
+    args.out = args.out or (ROOT / "docs/bench" if whole else ROOT / "build/bench")
+    if args.size < 1 << 20:
+        parser.error(f"--size: {args.size} is less than 1 MiB")
+    if not os.access(args.build / "bin/ckptd", os.X_OK):
+        parser.error(f"--build: {args.build}/bin/ckptd is not there; run scripts/build")
+    return args
 
 
-def verify(path, state):
-    loaded = torch.load(path, mmap=True, weights_only=True)
-    for name, tensor in state.items():
-        if not torch.equal(loaded[name] + 1, tensor):
-            raise RuntimeError(f"{path}: {name} is not what was saved")
+def check_room(args):
+    """Six states in memory, and as many on the disk, are what the greediest subject takes."""
+    need = 10 * args.size
+    for what, free in (
+        ("memory", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+        ("/dev/shm", shutil.disk_usage("/dev/shm").free),
+        (str(args.dir), shutil.disk_usage(args.dir).free),
+    ):
+        if what != "memory" and free < need:
+            sys.exit(
+                f"scripts/bench: {what} has {free / 1e9:.1f} GB free, and {need / 1e9:.1f} GB are "
+                "needed; use --size for a smaller state"
+            )
 
 
-def sample(subject, state, scratch, folder):
-    """One save: its stall, the time until it is durable, from the call and from its return, and
-    the limits right before it. All in seconds."""
-    tensors = list(state.values())
-    result = limits.measure(scratch, tensors, folder)
-    path = os.path.join(folder, "checkpoint.pt")
-    start = time.perf_counter()
-    subject.save(state, path)
-    stalled = time.perf_counter()
-    torch._foreach_add_(tensors, 1)
-    subject.wait()
-    end = time.perf_counter()
-    verify(path, state)
-    os.unlink(path)
-    return {**result, "stall": stalled - start, "after": end - stalled, "durable": end - start}
+def say(text):
+    """Progress, with the minutes and seconds since the start."""
+    minutes, seconds = divmod(int(time.monotonic() - START), 60)
+    print(f"{minutes:2}:{seconds:02} {text}", file=sys.stderr, flush=True)
 
 
-def first_sample(args, folder):
-    """The first save of a new process to a new daemon."""
-    with subjects.Daemon(args.daemon, 4 * args.size) as daemon:
-        command = [sys.executable, __file__, "--first", daemon.address, "--dir", folder]
-        command += ["--size", str(args.size)]
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+def run_field(settings, args):
+    """The subjects that were asked for; only ours where no peer was."""
+    from field import Field
+    from subjects import PEERS
+
+    peers = []
+    if "field" in args.rows:
+        peers = [name for name in PEERS if not settings.quick or name in QUICK_PEERS]
+    say(f"The field: {', '.join([*peers, 'ckptd'])}")
+    return Field(settings, peers).run(FIELD_SHARE)
 
 
-def run_first(address, size, folder):
-    state = make_state(size)
-    scratch = limits.Scratch(size)
-    subject = subjects.Ckptd(address)
-    subject.reserve(state)
-    print(json.dumps(sample(subject, state, scratch, folder)))
+def run_goals(settings, wanted):
+    """The goals that are measured apart from the field, each group in its own process."""
+    from child import Child, ChildError
+    from rows import GROUPS, Runner
+    from rows.goal import unmeasured
+
+    made = []
+    for group, names in GROUPS.items():
+        if not set(names) & set(wanted):
+            continue
+        say(f"{', '.join(names)}: {group}")
+        child = Child(functools.partial(Runner, settings), settings.log, timeout=300)
+        try:
+            made += child.call("measure", group)
+        except ChildError as error:
+            print(f"  {error}", file=sys.stderr)
+            made += [unmeasured(name, str(error)) for name in names]
+        child.close()
+    return [goal for goal in made if goal.id in wanted]
+
+
+def limits_of(rows):
+    samples = [sample for row in rows for sample in row.samples]
+    keys = ("memcpy1", "memcpy2", "direct")
+    return {key: statistics.median(sample[key] for sample in samples) for key in keys}
 
 
 def run(args, folder):
-    state = make_state(args.size)
-    scratch = limits.Scratch(args.size)
-    with subjects.Daemon(args.daemon, 4 * args.size) as daemon:
-        steady = {
-            "torch.save + fsync": subjects.TorchSave(),
-            "Lightning AsyncCheckpointIO": subjects.LightningAsync(),
-            STEADY: subjects.Ckptd(daemon.address),
-        }
-        takers = {
-            name: lambda subject=subject: sample(subject, state, scratch, folder)
-            for name, subject in steady.items()
-        }
-        takers[FIRST] = lambda: first_sample(args, folder)
-        for name in steady:  # what only the first save pays is no part of a steady one
-            takers[name]()
-        samples = {name: [] for name in takers}
-        order = list(takers)
-        for i in range(args.rounds):
-            for name in order[i % len(order) :] + order[: i % len(order)]:
-                samples[name].append(takers[name]())
-            print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
-    return samples
+    import machine
+    import micro
+    from field import BACK_TO_BACK
+    from rows import FIELD, steady
+    from settings import Settings
+    from state import SHARED_DIR
+
+    load, start = machine.Load(), time.monotonic()
+    log = os.path.join(args.dir, "log", "bench.log")
+    os.makedirs(os.path.dirname(log), exist_ok=True)
+    settings = Settings(
+        args.size, args.rounds, folder, str(args.build), 60 * args.minutes, args.quick, log
+    )
+    rows = run_field(settings, args) if {"field", *FIELD} & set(args.rows) else []
+    goals = [goal for goal in steady.goals(rows) if goal.id in args.rows]
+    goals += run_goals(settings, args.rows)
+    results = {
+        "time": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "bytes": settings.state.nbytes,
+        "seconds": time.monotonic() - start,
+        "machine": machine.describe(folder, SHARED_DIR),
+        "versions": machine.versions(os.path.join(args.build, "bin", "ckptctl")),
+        "back_to_back": BACK_TO_BACK,
+        "limits": limits_of(rows) if rows else {},
+        "subjects": [row.as_dict() for row in rows],
+        "goals": sorted((goal.as_dict() for goal in goals), key=lambda goal: int(goal["id"][1:])),
+        "micro": micro.run(args.build, folder, args.quick) if "field" in args.rows else [],
+        "samples": {row.name: row.samples for row in rows},
+    }
+    results["load"] = {"average_before": load.average_before, "others": load.others()}
+    return results
 
 
-def ratio(samples, above, below):
-    return statistics.median(s[above] / s[below] for s in samples)
+def faults(results):
+    """What is wrong with ckptd itself, in words."""
+    from state import SNAPSHOT
 
-
-def report(samples, args):
-    every = [s for several in samples.values() for s in several]
-    print(f"{args.size / 1e6:.0f} MB in {TENSORS} tensors, medians of {args.rounds}, ms")
-    for key, name in (
-        ("memcpy1", "warm memcpy, 1 thread"),
-        ("memcpy2", "warm memcpy, 2 threads"),
-        ("direct", "raw O_DIRECT write, fdatasync"),
-    ):
-        times = [1000 * s[key] for s in every]
-        print(f"  {name:32}{statistics.median(times):8.0f}  ({min(times):.0f} to {max(times):.0f})")
-    print(f"  {'':32}{'stall':>8}{'/ memcpy':>10}{'durable':>9}{'/ O_DIRECT':>12}")
-    for name, several in samples.items():
-        stall, durable = (1000 * statistics.median(s[k] for s in several) for k in ("stall", "durable"))
-        print(
-            f"  {name:32}{stall:8.0f}{ratio(several, 'stall', 'memcpy1'):10.2f}"
-            f"{durable:9.0f}{ratio(several, 'durable', 'direct'):12.2f}"
-        )
-    for name, above, below, words, bound, target in TARGETS:
-        value = ratio(samples[name], above, below)
-        met = value <= target if bound == "at most" else value >= target
-        print(f"{words}: {value:.2f}, target {bound} {target}: {'met' if met else 'NOT MET'}")
+    found = [f"{g['id']}: {g['what']}" for g in results["goals"] if g["ratio"] is None]
+    for row in results["subjects"]:
+        if not row["name"].startswith("ckptd"):
+            continue
+        verdicts = [row.get("file", row.get("why")), *row.get("back_to_back", [])]
+        if any(verdict != SNAPSHOT for verdict in verdicts):
+            found.append(f"{row['name']}: {', '.join(verdicts)}")
+    return found
 
 
 def main():
-    root = pathlib.Path(__file__).resolve().parents[2]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="100 MB instead of 805 MB")
-    parser.add_argument("--size", type=int, default=805_306_368, help="bytes of the state")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", type=pathlib.Path, default=root / "build", help="on which disk")
-    parser.add_argument("--json", type=pathlib.Path, help="a file for every sample")
-    parser.add_argument("--daemon", default=root / "build/bin/ckptd", help="the ckptd to start")
-    parser.add_argument("--first", metavar="ADDRESS", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.quick:
-        args.size = 100_000_000
-    if args.first:
-        run_first(args.first, args.size, args.dir)
-        return
+    args = parse(sys.argv[1:])
+    check_room(args)
+    import torch
+
+    # This process is forked, which a process with threads of its own is not.
+    torch.set_num_threads(1)
+    import report
+    from child import Child
+
+    if args.quick:  # what others run beside it would have two threads wait for each other
+        Child.threads = 1
     with tempfile.TemporaryDirectory(prefix="bench-", dir=args.dir) as folder:
-        samples = run(args, folder)
-    report(samples, args)
-    if args.json:
-        args.json.write_text(json.dumps({"bytes": args.size, "samples": samples}, indent=1))
+        results = run(args, folder)
+    report.write(args.out, results)
+    print(report.markdown(results))
+    print(f"Written to {args.out}", file=sys.stderr)
+    wrong = faults(results)
+    for fault in wrong:
+        print(f"scripts/bench: {fault}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Where figures come from: the machine, how busy it is, and the versions of what is compared."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+
+PACKAGES = ("torch", "pytorch-lightning", "safetensors", "grpcio", "protobuf")
+
+
+def describe(folder, pool):
+    """The machine, with the file systems of `folder` and `pool`."""
+    return {
+        "cpu": _field("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": 1024 * int(_field("/proc/meminfo", "MemTotal").split()[0]),
+        "kernel": platform.release(),
+        "disk": _file_system(folder),
+        "pool": _file_system(pool),
+        "huge_pages": _chosen("enabled"),
+        "huge_pages_in_shared_memory": _chosen("shmem_enabled"),
+        "python": platform.python_version(),
+    }
+
+
+def versions(ctl):
+    """Of the packages that are installed, and of ckptd."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    answer = subprocess.run([ctl, "--version"], check=True, stdout=subprocess.PIPE, text=True)
+    found["ckptd"] = answer.stdout.split()[-1]
+    return found
+
+
+class Load:
+    """How much of the machine others take: what is used beyond what this run's processes use."""
+
+    def __init__(self):
+        self._start = self._used()
+        self._own = self._ours()
+        self.average_before = os.getloadavg()[0]
+
+    def others(self):
+        """The share of all cores that others took since this was made."""
+        used, total = (now - then for now, then in zip(self._used(), self._start))
+        ticks = (self._ours() - self._own) * os.sysconf("SC_CLK_TCK")
+        return max(0.0, used - ticks) / total if total else 0.0
+
+    @staticmethod
+    def _used():
+        with open("/proc/stat") as file:
+            fields = list(map(int, file.readline().split()[1:9]))
+        idle = fields[3] + fields[4]
+        return sum(fields) - idle, sum(fields)
+
+    @staticmethod
+    def _ours():
+        """Seconds of this process and of those that it has waited for."""
+        return sum(os.times()[:4])
+
+
+def _field(path, name):
+    with open(path) as file:
+        for line in file:
+            if line.startswith(name):
+                return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+def _file_system(folder):
+    answer = subprocess.run(
+        ["stat", "--file-system", "--format=%T", folder], stdout=subprocess.PIPE, text=True
+    )
+    return answer.stdout.strip() or "unknown"
+
+
+def _chosen(name):
+    try:
+        with open(f"/sys/kernel/mm/transparent_hugepage/{name}") as file:
+            return file.read().split("[")[1].split("]")[0]
+    except (OSError, IndexError):
+        return "unknown"

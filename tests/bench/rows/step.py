@@ -1,0 +1,88 @@
+"""P8: how much slower a CPU-bound training step is while a save persists."""
+
+import statistics
+import threading
+import time
+
+import torch
+from daemon import Daemon
+from settings import remove, timed
+from subjects import Ckptd
+
+from rows.goal import Goal
+
+SHARE = 0.05
+WIDTH, BATCH = 1024, 64
+ALONE_SECONDS = 1.0
+
+
+class Trainer:
+    """A small network whose step keeps every core busy for some milliseconds."""
+
+    def __init__(self):
+        wide = torch.nn.Linear(WIDTH, WIDTH)
+        self.net = torch.nn.Sequential(wide, torch.nn.ReLU(), torch.nn.Linear(WIDTH, WIDTH))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3)
+        self.batch = torch.randn(BATCH, WIDTH)
+
+    def step(self):
+        self.optimizer.zero_grad()
+        self.net(self.batch).square().mean().backward()
+        self.optimizer.step()
+
+    def steps_until(self, done):
+        """Seconds of each step until `done()`; at least one."""
+        taken = [timed(self.step)[0]]
+        while not done():
+            taken.append(timed(self.step)[0])
+        return taken
+
+
+def measure(settings):
+    trainer = Trainer()
+    with Daemon(settings.daemon, settings.budget) as daemon:
+        subject = Ckptd(daemon.address, reserve=settings.state.tensors)
+        samples = settings.repeat(SHARE, lambda: _sample(settings, daemon, subject, trainer))
+        subject.close()
+    steps = [step for sample in samples for step in sample["saving"]]
+    alone = [step for sample in samples for step in sample["alone"]]
+    cpu = sum(sample["cpu"] for sample in samples) / sum(sample["wall"] for sample in samples)
+    ratio = statistics.median(
+        statistics.mean(sample["saving"]) / statistics.mean(sample["alone"]) for sample in samples
+    )
+    return [
+        Goal(
+            "P8",
+            "a CPU-bound training step while a save persists: how much longer it takes",
+            1000 * statistics.mean(steps),
+            "ms",
+            "the same step without a save",
+            1000 * statistics.mean(alone),
+            ratio - 1,
+            "≤",
+            0.1,
+            len(samples),
+            f"the daemon takes {cpu:.0%} of one core meanwhile; {len(steps)} steps",
+        )
+    ]
+
+
+def _sample(settings, daemon, subject, trainer):
+    end = time.monotonic() + ALONE_SECONDS
+    alone = trainer.steps_until(lambda: time.monotonic() > end)
+    path = settings.path()
+    subject.save(settings.state.tensors, path)
+    durable = threading.Event()
+
+    def wait():
+        subject.wait()
+        durable.set()
+
+    waiter = threading.Thread(target=wait)
+    cpu, start = daemon.cpu_seconds(), time.monotonic()
+    waiter.start()
+    saving = trainer.steps_until(durable.is_set)
+    waiter.join()
+    wall, cpu = time.monotonic() - start, daemon.cpu_seconds() - cpu
+    remove(path)
+    return {"alone": alone, "saving": saving, "cpu": cpu, "wall": wall}
