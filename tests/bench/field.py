@@ -13,10 +13,12 @@ import time
 import subjects
 from child import Child, ChildError
 from daemon import Daemon
-from settings import median, median_ratio, remove
+from settings import median, median_ratio, remove, say
 from state import SNAPSHOT
 
 BACK_TO_BACK = 5
+# The part of the field's time in which steady rounds may begin.
+STEADY = 0.8
 
 
 class Entrant:
@@ -125,10 +127,16 @@ class Field:
             self._start(daemon.address)
             order = [name for name, row in self.rows.items() if not row.why]
             rounds = iter(range(self.settings.rounds))
+            start = time.monotonic()
             # What only the first save pays is no part of a steady one.
             self._round(order, lambda name: setattr(self.rows[name], "first", self._sample(name)))
-            self.settings.repeat(share, lambda: self._steady_round(order, next(rounds)))
+            say("  first saves")
+            self.settings.repeat(
+                STEADY * share, lambda: self._steady_round(order, next(rounds)), since=start
+            )
+            # Last, for some do not survive it.
             self._round(order, self._back_to_back)
+            say(f"  {BACK_TO_BACK} saves back to back")
         return list(self.rows.values())
 
     def _start(self, address):
@@ -161,7 +169,7 @@ class Field:
             order[turn:] + order[:turn],
             lambda name: self.rows[name].samples.append(self._sample(name)),
         )
-        print(f"  round {number + 1} of {self.settings.rounds}", file=sys.stderr, flush=True)
+        say(f"  round {number + 1} of {self.settings.rounds}")
 
     def _back_to_back(self, name):
         if name != subjects.OURS_FIRST:
@@ -175,7 +183,7 @@ class Field:
                 take(name)
             except ChildError as error:
                 self.rows[name].why = str(error)
-                print(f"  {name}: {error}", file=sys.stderr)
+                say(f"  {name}: {error}")
 
     def _close(self):
         for child in self.children.values():

@@ -27,6 +27,11 @@ text { font: 13px system-ui, sans-serif; fill: var(--text); }
 """
 
 
+def short(number):
+    """Three digits, or all that stand before the point."""
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
 class Scale:
     """Milliseconds to x."""
 
@@ -122,7 +127,7 @@ def _subject(scale, subject, y):
         parts.append(_mark("first", scale.x(subject["first"]), y))
     for x, key in ((WIDTH - 100, "stall"), (WIDTH - 20, "durable")):
         parts.append(
-            f'<text{weight} text-anchor="end" x="{x}" y="{y + 4}">{subject[key]:.3g} ms</text>'
+            f'<text{weight} text-anchor="end" x="{x}" y="{y + 4}">{short(subject[key])} ms</text>'
         )
     return "\n".join(parts)
 

@@ -7,6 +7,7 @@ import plot
 import subjects
 from state import MISSING, SNAPSHOT, TENSORS, TORN
 
+MARKS = ("<!-- scripts/bench writes this -->", "<!-- as far as here -->")
 HEAD = """# What a save costs, and what it costs elsewhere
 
 Written by `scripts/bench`; [performance.md](../performance.md) says how it measures and what bounds each figure.
@@ -22,6 +23,39 @@ def write(folder, results):
     picture = svg(results)
     if picture:
         (folder / "plot.svg").write_text(picture)
+
+
+def update_readme(path, results):
+    """Puts the summary between its marks in the README."""
+    path = pathlib.Path(path)
+    before, rest = path.read_text().split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    path.write_text(f"{before}{MARKS[0]}\n{summary(results)}{MARKS[1]}{after}")
+
+
+def summary(results):
+    """Three lines for people in a hurry. Needs ours, and a peer that is asynchronous."""
+    rows = {row["name"]: row for row in results["subjects"] if "stall" in row}
+    ours, first = rows[subjects.OURS], rows[subjects.OURS_FIRST]
+    peers = [rows[name] for name in subjects.ASYNCHRONOUS if name in rows]
+    stall = min(peers, key=lambda row: row["stall_ratio"])
+    durable = min(peers, key=lambda row: row["durable_ratio"])
+    return (
+        f"* A save stalls the trainer for {ours['stall_ratio']:.2f} memcpys of its state "
+        f"({1000 * ours['stall']:.0f} ms), the first of a process for {first['stall_ratio']:.2f}; "
+        f"the best peer, {stall['name']}, {stall['stall_ratio']:.2f} and "
+        f"{stall['first_stall_ratio']:.2f}.\n"
+        f"* It is durable after {ours['durable_ratio']:.2f} raw O_DIRECT writes "
+        f"({1000 * ours['durable']:.0f} ms); the best asynchronous peer, {durable['name']}, "
+        f"{durable['durable_ratio']:.2f}.\n"
+        f"* Of {results['back_to_back']} saves back to back {_landed(ours)} landed as they were; "
+        + ", ".join(f"{row['name']} {_landed(row)}" for row in peers)
+        + ".\n"
+    )
+
+
+def _landed(row):
+    return row.get("back_to_back", []).count(SNAPSHOT)
 
 
 def markdown(results):
@@ -61,7 +95,7 @@ def svg(results):
     fastest = min(limits["memcpy1"], limits["memcpy2"])
     lines = [("memcpy", 1000 * fastest), ("O_DIRECT", 1000 * limits["direct"])]
     title = f"{results['bytes'] / 1e6:.0f} MB in {TENSORS} tensors, {_cores(results)}, CPU tensors"
-    return plot.draw(sorted(drawn, key=lambda row: -row["durable"]), lines, title)
+    return plot.draw(sorted(drawn, key=lambda row: row["stall"]), lines, title)
 
 
 def _cores(results):
@@ -120,7 +154,7 @@ def _subject(row):
         number("durable", "{:.0f}", 1000),
         number("durable_ratio", "{:.2f}"),
         str(row["samples"]),
-        row.get("why") or _files(row),
+        _files(row),
         _back_to_back(row),
     ]
     return f"| {' | '.join(cells)} |"
@@ -128,14 +162,14 @@ def _subject(row):
 
 def _files(row):
     if "file" not in row:
-        return ""
+        return row.get("why", "")
     return row["file"] if row["file"] == SNAPSHOT else f"**{row['file']}**, {row['wrong_files']}"
 
 
 def _back_to_back(row):
     verdicts = row.get("back_to_back", [])
     if not verdicts:
-        return ""
+        return row.get("why", "") if row["samples"] else ""
     counts = ((verdicts.count(what), what) for what in (SNAPSHOT, TORN, MISSING))
     text = ", ".join(f"{count} {what}" for count, what in counts if count)
     if len(set(verdicts)) > 1 or verdicts[0] != SNAPSHOT:
@@ -157,23 +191,19 @@ def _goal(row):
         return f"| {row['id']} | not measured: {row['what']} | | | | | | | |"
     scale, unit = (1000, "ms") if row["unit"] == "s" else (1, row["unit"])
     what = row["what"] + (f" ({row['note']})" if row["note"] else "")
-    limit = f"{_short(scale * row['limit_figure'])} {unit}" if row["limit_figure"] else ""
+    limit = f"{plot.short(scale * row['limit_figure'])} {unit}" if row["limit_figure"] else ""
     cells = [
         row["id"],
         what,
-        f"{_short(scale * row['figure'])} {unit}",
+        f"{plot.short(scale * row['figure'])} {unit}",
         row["limit"],
         limit,
-        _short(row["ratio"]) if row["limit"] else "",
+        plot.short(row["ratio"]) if row["limit"] else "",
         f"{row['bound']} {row['goal']:g}",
         "met" if row["met"] else "**not met**",
         str(row["samples"]),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def _short(number):
-    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def _micro(results):

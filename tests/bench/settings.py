@@ -6,10 +6,14 @@ import itertools
 import os
 import shutil
 import statistics
+import sys
 import time
 
 from limits import Limits
 from state import SharedFile, State
+
+
+_START = time.monotonic()
 
 
 @dataclasses.dataclass
@@ -45,16 +49,22 @@ class Settings:
         """A path in the folder that no one has had."""
         return os.path.join(self.folder, f"{os.getpid()}-{next(self._numbers)}-{name}")
 
-    def repeat(self, share, sample, rounds=None, least=3):
+    def repeat(self, share, sample, rounds=None, least=3, since=None):
         """Calls `sample` `rounds` times; fewer, but `least`, where that takes more than `share` of
-        the run's time. Returns what it gave."""
-        end = time.monotonic() + share * self.seconds
+        the run's time from `since`, or now, on. Returns what it gave."""
+        end = (since or time.monotonic()) + share * self.seconds
         samples = []
         for _ in range(rounds or self.rounds):
             if len(samples) >= least and time.monotonic() > end:
                 break
             samples.append(sample())
         return samples
+
+
+def say(text):
+    """Progress, with the minutes and seconds since the start."""
+    minutes, seconds = divmod(int(time.monotonic() - _START), 60)
+    print(f"{minutes:2}:{seconds:02} {text}", file=sys.stderr, flush=True)
 
 
 def median(samples, key):

@@ -184,6 +184,8 @@ PEERS = {
     "DCP async_save, kept stager": (lambda: Dcp(kept_stager=True), "torch"),
     "DCP async_save, process": (lambda: Dcp(kept_stager=True, process=True), "torch"),
 }
+# Those whose save returns before the file is written.
+ASYNCHRONOUS = [name for name in PEERS if "async" in name.lower()]
 OURS = "ckptd"
 OURS_FIRST = "ckptd, first save of a process"
 

@@ -14,7 +14,7 @@ from subjects import Ckptd
 
 from rows.goal import Goal
 
-SHARE = 0.06
+SHARE = 0.05
 TRAINERS = 16
 PAGE, SAVES = 1000, 10_000
 

@@ -120,8 +120,8 @@ def _train(settings, plugin):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    batches = [torch.randn(BATCH, WIDTH) for _ in range(EVERY * (settings.rounds + 2))]
-    trainer.fit(Module(), batches)
+    batches = [torch.randn(BATCH, WIDTH)] * (EVERY * (settings.rounds + 2))
+    trainer.fit(Module(), torch.utils.data.DataLoader(batches, batch_size=None))
     for path in saver.paths:
         remove(path)
     return clock

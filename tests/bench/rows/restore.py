@@ -9,7 +9,7 @@ from subjects import Ckptd
 
 from rows.goal import Goal
 
-SHARE = 0.14
+SHARE = 0.12
 
 
 def measure(settings):

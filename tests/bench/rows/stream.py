@@ -11,7 +11,7 @@ from subjects import Ckptd
 
 from rows.goal import Goal
 
-SHARE = 0.04
+SHARE = 0.03
 LIMIT = "raw unix-socket stream of the same bytes; ratio of speeds"
 
 
