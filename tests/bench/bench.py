@@ -1,7 +1,8 @@
 """Measures what a save costs here and with others, beside the limits of the machine.
 
-Writes results.json, results.md and plot.svg, and with everything measured the README's summary. Judges no figure: the exit code is 1 only where something
-of ckptd could not be measured, or a checkpoint of it was not the snapshot; 2 for wrong usage.
+Writes results.json, results.md and plot.svg, and where all was measured the README's summary.
+Judges no figure: the exit code is 1 only where something of ckptd could not be measured, or a
+checkpoint of it was not the snapshot; 2 for wrong usage.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import functools
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -54,17 +56,20 @@ def parse(arguments):
 
 
 def check_room(args):
-    """Six states in memory, and as many on the disk, are what the greediest subject takes."""
-    need = 10 * args.size
-    for what, free in (
-        ("memory", os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-        ("/dev/shm", shutil.disk_usage("/dev/shm").free),
-        (str(args.dir), shutil.disk_usage(args.dir).free),
+    """Ends with a sentence where the greediest subjects would find no room."""
+    from state import SHARED_DIR
+
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    for what, free, states in (
+        ("memory", 1024 * available, 16),
+        (SHARED_DIR, shutil.disk_usage(SHARED_DIR).free, 10),
+        (str(args.dir), shutil.disk_usage(args.dir).free, 7),
     ):
-        if what != "memory" and free < need:
+        if free < states * args.size:
             sys.exit(
-                f"scripts/bench: {what} has {free / 1e9:.1f} GB free, and {need / 1e9:.1f} GB are "
-                "needed; use --size for a smaller state"
+                f"scripts/bench: {what} has {free / 1e9:.1f} GB free, and "
+                f"{states * args.size / 1e9:.1f} GB are needed; use --size for a smaller state"
             )
 
 
@@ -162,6 +167,8 @@ def main():
     check_room(args)
     import torch
 
+    # So that the daemon and all files go, whatever ends the run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # This process is forked, which a process with threads of its own is not.
     torch.set_num_threads(1)
     import report

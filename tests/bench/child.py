@@ -4,11 +4,14 @@ nothing else."""
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 
 import torch
 
+# What a child has to let go of what it holds.
+CLOSE_SECONDS = 20
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -61,10 +64,11 @@ class Child:
 
     def close(self):
         """Ends the process."""
+        self._timeout = min(self._timeout, CLOSE_SECONDS)
         with contextlib.suppress(ChildError):
             self.call("close")
         self._pipe.close()
-        self._process.join(10)
+        self._process.join(CLOSE_SECONDS)
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
@@ -75,6 +79,7 @@ class Child:
 
 
 def _serve(pipe, factory, log):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)

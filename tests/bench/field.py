@@ -1,8 +1,8 @@
 """The field: each subject saves the same state in turn, in a process of its own.
 
 Each sample has its own limits, measured right before it, since a shared disk bursts and then
-throttles. The order rotates from round to round. Each tensor is changed as soon as save returns, and
-each checkpoint is read back and compared with what the tensors held before.
+throttles. The order rotates from round to round. Each tensor is changed as soon as save returns,
+and each checkpoint is read back and compared with what the tensors held before.
 """
 
 import contextlib

@@ -73,9 +73,11 @@ def _field(path, name):
 
 def _file_system(folder):
     answer = subprocess.run(
-        ["stat", "--file-system", "--format=%T", folder], stdout=subprocess.PIPE, text=True
+        ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", folder],
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    return answer.stdout.strip() or "unknown"
+    return (answer.stdout.split() or ["unknown"])[0]
 
 
 def _chosen(name):

@@ -92,7 +92,8 @@ def _axis(scale, bottom):
         x = scale.x(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(
-            f'<text class="faint" text-anchor="middle" x="{x:.1f}" y="{bottom + 18}">{tick:g}</text>'
+            f'<text class="faint" text-anchor="middle" x="{x:.1f}" y="{bottom + 18}">'
+            f"{tick:g}</text>"
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(

@@ -10,7 +10,8 @@ from state import MISSING, SNAPSHOT, TENSORS, TORN
 MARKS = ("<!-- scripts/bench writes this -->", "<!-- as far as here -->")
 HEAD = """# What a save costs, and what it costs elsewhere
 
-Written by `scripts/bench`; [performance.md](../performance.md) says how it measures and what bounds each figure.
+Written by `scripts/bench`. [performance.md](../performance.md) says how it measures, and what
+bounds each figure.
 """
 
 
@@ -18,11 +19,20 @@ def write(folder, results):
     """Writes the three files into `folder`, which may be missing."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(_rounded(results), indent=1) + "\n")
     (folder / "results.md").write_text(markdown(results))
     picture = svg(results)
     if picture:
         (folder / "plot.svg").write_text(picture)
+
+
+def _rounded(value):
+    """To six digits, which is more than any clock here is good for."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def update_readme(path, results):
@@ -106,14 +116,14 @@ def _about(results):
     machine, load = results["machine"], results["load"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return (
-        f"{results['time']}, {results['bytes'] / 1e6:.0f} MB of float32 in {TENSORS} tensors unless "
-        f"said, in {results['seconds']:.0f} s.\n\n"
+        f"{results['time']}, in {results['seconds']:.0f} s; {results['bytes'] / 1e6:.0f} MB of "
+        f"float32 in {TENSORS} tensors unless said.\n\n"
         f"* **Machine**: {machine['cores']} cores of {machine['cpu']}, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, Linux {machine['kernel']}; disk {machine['disk']}, "
-        f"staging in {machine['pool']}; huge pages {machine['huge_pages']}, in shared memory "
-        f"{machine['huge_pages_in_shared_memory']}.\n"
-        f"* **Load**: {load['average_before']:.1f} before the run; others took {load['others']:.0%} of "
-        "the machine during it.\n"
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, Linux {machine['kernel']}; disk "
+        f"{machine['disk']}, staging in {machine['pool']}; huge pages {machine['huge_pages']}, "
+        f"in shared memory {machine['huge_pages_in_shared_memory']}.\n"
+        f"* **Load**: {load['average_before']:.1f} before the run; others took {load['others']:.0%} "
+        "of the machine during it.\n"
         f"* **Versions**: Python {machine['python']}, {versions}.\n"
     )
 
@@ -131,8 +141,8 @@ def _limits(results):
 def _field(results):
     lines = [
         "## The field\n",
-        "Milliseconds; medians, and medians of each sample's own ratios: stall ÷ the faster memcpy, "
-        "durable ÷ O_DIRECT.\n"
+        "Milliseconds; medians, and medians of each sample's own ratios: stall ÷ the faster "
+        "memcpy, durable ÷ O_DIRECT.\n"
         "Each tensor is changed as soon as save returns; *file* is what was then read back.\n",
         "| | first stall | ÷ memcpy | stall | ÷ memcpy | durable | ÷ O_DIRECT | n | file "
         f"| {results['back_to_back']} back to back |",

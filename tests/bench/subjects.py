@@ -1,11 +1,11 @@
 """The ways to save that are compared.
 
-A subject has save(state, path), which returns when the trainer may go on, wait(), which returns when
-all that was saved is on the disk, file and folder, and load(path, target), which gives back the state
-dict; `target` holds tensors that it may load into.
+A subject has save(state, path), which returns when the trainer may go on, wait(), which returns
+when all that was saved is on the disk, file and folder, and load(path, target), which gives back
+the state dict; `target` holds tensors that it may load into.
 """
 
-import importlib.util
+import importlib
 import os
 
 import torch
@@ -174,15 +174,16 @@ class Ckptd(Subject):
         self.client.close()
 
 
+_DCP = "torch.distributed.checkpoint"
 # Name -> (how to make it, the module that it needs).
 PEERS = {
     "torch.save + fsync": (TorchSave, "torch"),
-    "safetensors + fsync": (Safetensors, "safetensors"),
-    "Lightning TorchCheckpointIO": (LightningTorch, "pytorch_lightning"),
-    "Lightning AsyncCheckpointIO": (LightningAsync, "pytorch_lightning"),
-    "DCP async_save, default": (Dcp, "torch"),
-    "DCP async_save, kept stager": (lambda: Dcp(kept_stager=True), "torch"),
-    "DCP async_save, process": (lambda: Dcp(kept_stager=True, process=True), "torch"),
+    "safetensors + fsync": (Safetensors, "safetensors.torch"),
+    "Lightning TorchCheckpointIO": (LightningTorch, "pytorch_lightning.plugins.io"),
+    "Lightning AsyncCheckpointIO": (LightningAsync, "pytorch_lightning.plugins.io"),
+    "DCP async_save, default": (Dcp, _DCP),
+    "DCP async_save, kept stager": (lambda: Dcp(kept_stager=True), _DCP),
+    "DCP async_save, process": (lambda: Dcp(kept_stager=True, process=True), _DCP),
 }
 # Those whose save returns before the file is written.
 ASYNCHRONOUS = [name for name in PEERS if "async" in name.lower()]
@@ -191,6 +192,10 @@ OURS_FIRST = "ckptd, first save of a process"
 
 
 def missing(name):
-    """Why a peer cannot run here; None if nothing is known against it."""
-    module = PEERS[name][1]
-    return None if importlib.util.find_spec(module) else f"{module} is not installed"
+    """Why a peer cannot run here; None if nothing is known against it. Imports what it needs, once
+    for all processes that are forked from this one."""
+    try:
+        importlib.import_module(PEERS[name][1])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
