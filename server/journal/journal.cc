@@ -45,6 +45,7 @@ constexpr const char* kSteps[] = {
          seq INTEGER PRIMARY KEY, job BLOB NOT NULL, path BLOB NOT NULL, target BLOB NOT NULL,
          device INTEGER NOT NULL, newest_save BLOB NOT NULL, error BLOB);)",
     R"(ALTER TABLE saves ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0;)",
+    R"(ALTER TABLE saves ADD COLUMN link BLOB NOT NULL DEFAULT x'';)",
 };
 constexpr int64_t kVersion = std::size(kSteps);
 
@@ -116,10 +117,10 @@ absl::Status Journal::Migrate() {
 
 absl::Status Journal::PrepareAll() {
   CKPTD_ASSIGN_OR_RETURN(
-      put_save_,
-      database_->Prepare(
-          "INSERT OR REPLACE INTO saves (name, number, seq, ended, save, "
-          "fingerprint, target, device, image, crashes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"));
+      put_save_, database_->Prepare("INSERT OR REPLACE INTO saves (name, number, seq, ended, save, "
+                                    "fingerprint, target, device, image, crashes, link) VALUES (?, "
+                                    "?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                                    "?)"));
   CKPTD_ASSIGN_OR_RETURN(forget_save_, database_->Prepare("DELETE FROM saves WHERE name = ?"));
   CKPTD_ASSIGN_OR_RETURN(
       put_remove_,
@@ -152,7 +153,7 @@ absl::StatusOr<Journal::Contents> Journal::Read() {
   CKPTD_ASSIGN_OR_RETURN(
       SqlStatement saves,
       database_->Prepare("SELECT number, seq, ended, save, fingerprint, target, device, image, "
-                         "crashes FROM saves ORDER BY number"));
+                         "crashes, link FROM saves ORDER BY number"));
   for (;;) {
     CKPTD_ASSIGN_OR_RETURN(const bool row, saves.Step());
     if (!row) break;
@@ -165,6 +166,7 @@ absl::StatusOr<Journal::Contents> Journal::Read() {
     entry.device = static_cast<uint64_t>(saves.Int(6));
     entry.image = saves.Blob(7);
     entry.crashes = static_cast<int>(saves.Int(8));
+    entry.link = saves.Blob(9);
     if (!entry.save.ParseFromString(saves.Blob(3)) || entry.save.name().empty() ||
         entry.target.empty() || entry.target[0] != '/') {
       return Corrupt(file_, absl::StrCat("row ", entry.number, " of saves is none"));
@@ -204,6 +206,7 @@ absl::Status Journal::PutSave(const SaveEntry& entry) {
                      .Bind(8, static_cast<int64_t>(entry.device))
                      .Bind(9, entry.image)
                      .Bind(10, entry.crashes)
+                     .Bind(11, entry.link)
                      .Run());
 }
 

@@ -44,6 +44,9 @@ class Journal {
     uint64_t device = 0;
     // Name of its image in the pool; empty where none is kept.
     std::string image;
+    // What the symlink at its target leads to, if the daemon may have put one there that may still
+    // be; empty otherwise.
+    std::string link;
     // How many daemons have crashed over it.
     int crashes = 0;
   };

@@ -17,6 +17,8 @@ inline constexpr absl::string_view kFailpoints[] = {
     "begin.noted",
     "commit.before-journal",
     "commit.journaled",
+    // With AT_RETURN, and a path that does not exist yet.
+    "commit.linked",
     // Persisting it. The second three are for a path that exists already.
     "persist.begin",
     "persist.opened",
@@ -26,7 +28,8 @@ inline constexpr absl::string_view kFailpoints[] = {
     "persist.named-beside",
     "persist.renamed",
     "persist.folder-synced",
-    // Its end.
+    // Its end. The first one is for a path that is still a link when the save does not succeed.
+    "end.link-removed",
     "end.before-journal",
     "end.journaled",
     "end.released",

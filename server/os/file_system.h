@@ -68,6 +68,10 @@ class FileSystem {
   // be it by ".." or by a symlink: -EXDEV where it does; and not by what /proc holds: -ELOOP.
   virtual int OpenBeneath(int dir, const std::string& path, int flags) = 0;
   virtual int LinkAt(int fd, int dir, const std::string& name) = 0;
+  // A symlink that leads to `to`. -EEXIST where there is anything of that name.
+  virtual int SymlinkAt(const std::string& to, int dir, const std::string& name) = 0;
+  // Where a symlink leads; -EINVAL of anything else.
+  virtual int ReadLinkAt(int dir, const std::string& name, std::string* to) = 0;
   virtual int RenameAt(int dir, const std::string& from, const std::string& to) = 0;
   virtual int UnlinkAt(int dir, const std::string& name) = 0;
   virtual int RemoveDirectoryAt(int dir, const std::string& name) = 0;

@@ -95,6 +95,16 @@ class PosixFileSystem : public FileSystem {
     return Retry(
         [&] { return linkat(AT_FDCWD, source.c_str(), dir, name.c_str(), AT_SYMLINK_FOLLOW); });
   }
+  int SymlinkAt(const std::string& to, int dir, const std::string& name) override {
+    return Retry([&] { return symlinkat(to.c_str(), dir, name.c_str()); });
+  }
+  int ReadLinkAt(int dir, const std::string& name, std::string* to) override {
+    to->resize(PATH_MAX);
+    const ssize_t length =
+        Retry([&] { return readlinkat(dir, name.c_str(), to->data(), to->size()); });
+    to->resize(length < 0 ? 0 : static_cast<size_t>(length));
+    return length < 0 ? static_cast<int>(length) : 0;
+  }
   int RenameAt(int dir, const std::string& from, const std::string& to) override {
     return Retry([&] { return renameat(dir, from.c_str(), dir, to.c_str()); });
   }

@@ -14,7 +14,8 @@
 //  5. Cut the file to the exact length (the last piece is a whole page), fdatasync.
 //  6. Check the size.
 //  7. Publish: link the unnamed file to the target's name. Where that name exists, link it to a
-//     dot-name and rename that over the target.
+//     dot-name and rename that over the target. So it replaces a link to the image itself, too
+//     (link.h): there is a whole checkpoint at each moment.
 //  8. fsync the folder. Only then is the checkpoint durable.
 //
 // Until step 7 the file has no name, so whatever ends the attempt, even the end of the daemon,

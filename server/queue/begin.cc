@@ -59,11 +59,13 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   CKPTD_ASSIGN_OR_RETURN(made->job, JobOfSave(request.name()));
   CKPTD_RETURN_IF_ERROR(CheckTensors(request, options_.max_tensors));
   CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
+  CKPTD_RETURN_IF_ERROR(CheckVisible(request));
   const CheckpointSpec spec = ToSpec(request);
   CKPTD_ASSIGN_OR_RETURN(made->plan, backend->MakePlan(spec));
   made->umask = request.umask() & 0777;
   CKPTD_ASSIGN_OR_RETURN(made->target,
                          PrepareWithin(request.path(), made->umask, &made->unprepared));
+  made->visible = request.visible();
   made->device = made->target.device;
   made->keys = {made->target.path};
   const std::string canonical = Canonical(request);
@@ -200,6 +202,7 @@ absl::Status SaveQueue::MeetFullPool(const SavePtr& record, v1::BeginSaveRequest
 
 // `older` is paused.
 void SaveQueue::Supersede(const SavePtr& older, const SavePtr& newer) {
+  TakeLinkAway(older.get());
   std::unique_ptr<Image> image;
   {
     absl::MutexLock lock(&mu_);

@@ -47,6 +47,7 @@ Journal::SaveEntry SaveQueue::ToEntry(const SaveRecord& record) const {
   entry.target = record.target.path;
   entry.device = record.device;
   if (record.image != nullptr) entry.image = record.image->name();
+  entry.link = record.link;
   entry.crashes = record.crashes;
   return entry;
 }

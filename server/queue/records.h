@@ -45,6 +45,13 @@ struct SaveRecord : Work {
   // `save.image_kept()`. While a worker has the save, or it is `paused`, they belong to that.
   std::unique_ptr<Plan> plan;
   std::unique_ptr<Image> image;
+  // As its BeginSave asked.
+  v1::BeginSaveRequest::Visibility visible = v1::BeginSaveRequest::WHEN_DURABLE;
+  // What the symlink at the target leads to, from before it is put there until it is known to be
+  // gone; empty otherwise. Belongs, as the image, to whoever has the save.
+  std::string link;
+  // The whole image is final: there is nothing left to seal.
+  bool sealed = false;
   // Daemons that have crashed over it.
   int crashes = 0;
   // The storage did not answer BeginSave: the folders of the target are still to be made.
@@ -55,7 +62,8 @@ struct SaveRecord : Work {
   bool cancel_requested = false;
   // The save that it gave way to.
   std::weak_ptr<SaveRecord> superseded_by;
-  // Calls of WriteSave that are copying into the image right now.
+  // Calls of WriteSave that are copying into the image right now, and of CommitSave that make it
+  // visible. While there are any nothing ends the save.
   int writers = 0;
   // Has its own synchronisation.
   PersistControl control;

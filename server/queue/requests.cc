@@ -104,6 +104,13 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
   return absl::OkStatus();
 }
 
+absl::Status CheckVisible(const v1::BeginSaveRequest& request) {
+  if (v1::BeginSaveRequest::Visibility_IsValid(request.visible())) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST",
+                   absl::StrCat("save: visible is ", static_cast<int>(request.visible()),
+                                ", which this ckptd does not know; use WHEN_DURABLE or AT_RETURN"));
+}
+
 CheckpointSpec ToSpec(const v1::BeginSaveRequest& request) {
   CheckpointSpec spec;
   spec.object_bytes = static_cast<uint64_t>(request.object_bytes());

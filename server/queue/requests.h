@@ -25,6 +25,9 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
 // How many tensors it announces, in either form.
 int64_t CountTensors(const v1::BeginSaveRequest& request);
 
+// INVALID_REQUEST for a visibility that is none.
+absl::Status CheckVisible(const v1::BeginSaveRequest& request);
+
 // The same announcement as a backend takes it.
 CheckpointSpec ToSpec(const v1::BeginSaveRequest& request);
 

@@ -6,7 +6,9 @@
 //     Where an image cannot be had for another reason, such as too few descriptors, the daemon does
 //     not start, and leaves everything to one that can.
 //     One over which daemons have crashed too often is FAILED as well, and its image is kept.
-//  3. Saves and removals take their places in the one order again, by the numbers they had.
+//  3. Saves and removals take their places in the one order again, by the numbers they had. Where a
+//     save's path was to be there at once (visible.cc), its link is put if it is not there yet; the
+//     links of those that are FAILED now go.
 //  4. Whoever has called this removes from the pool's folder what belongs to no save.
 //
 // Only then does any of it go on. What an earlier daemon left beside a target goes when its save's
@@ -100,6 +102,7 @@ absl::Status SaveQueue::Restore(
     last_seq = std::max(last_seq, entry.seq);
   }
   restore_saves_before(UINT64_MAX);
+  RestoreLinks();
   order_.ContinueAt(last_seq + 1);
   TrimHistory();
   if (!accepted_.empty()) {
@@ -130,10 +133,13 @@ absl::Status SaveQueue::RestoreSave(const Journal::SaveEntry& entry) {
   record->unprepared = entry.device == 0;
   record->keys = {entry.target};
   record->crashes = entry.crashes;
+  record->link = entry.link;
+  record->sealed = entry.end == 0 && !entry.link.empty();
   record->adopted = true;
   by_name_[entry.save.name()] = record;
   by_number_[entry.number] = record;
   record->save.set_image_kept(false);
+  if (entry.end != 0) TakeLinkAway(record.get());
   if (entry.end != 0 && entry.image.empty()) return absl::OkStatus();
   const absl::Status adopted = AdoptImage(record, entry.image);
   if (!adopted.ok() && !IsLost(adopted)) return CannotStart(entry.save.name(), adopted);
@@ -162,6 +168,7 @@ void SaveQueue::RestoreSuperseded(const SavePtr& record) {
 // Ends a save that cannot go on. It has no place in the order yet.
 absl::Status SaveQueue::FailRestored(const SavePtr& record, const absl::Status& why) {
   spdlog::error("{}", std::string(why.message()));
+  TakeLinkAway(record.get());
   RemoveLeftoversLater(record.get(), record->target);
   record->save = EndedSave(*record, why);
   return RecordEnd(record, record->save);
@@ -181,7 +188,9 @@ absl::Status SaveQueue::AdoptImage(const SavePtr& record, const std::string& ima
   CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
   CKPTD_ASSIGN_OR_RETURN(record->plan, backend->MakePlan(ToSpec(request)));
   record->umask = request.umask() & 0777;
+  record->visible = request.visible();
   CKPTD_ASSIGN_OR_RETURN(record->image, pool_->Adopt(image, record->plan->file_bytes()));
+  if (request.visible() == v1::BeginSaveRequest::AT_RETURN) record->image->set_shown();
   return absl::OkStatus();
 }
 
@@ -235,6 +244,7 @@ absl::Status SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {
     record->job = JobOfSave(request.name()).value_or("");
     record->number = next_number_++;
     record->fingerprint = Fingerprint(*note);
+    if (record->image->shown()) record->link = record->image->path();
     record->target.path = request.path();
     record->target.dir = ParentDir(request.path());
     record->save.set_name(request.name());

@@ -155,27 +155,44 @@ absl::StatusOr<int64_t> SaveQueue::WriteSave(const std::string& name, int64_t of
 }
 
 absl::StatusOr<v1::CommitSaveResponse> SaveQueue::CommitSave(const std::string& name) {
-  absl::MutexLock lock(&mu_);
-  CKPTD_ASSIGN_OR_RETURN(const SavePtr record, FindSave(name));
-  auto no_writers = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->writers == 0; };
-  mu_.Await(absl::Condition(&no_writers));
-  v1::CommitSaveResponse response;
-  const SessionPtr session = record->session.lock();
-  if (record->save.state() == v1::Save::STAGING) {
-    const auto staged = static_cast<uint64_t>(record->save.staged_bytes());
-    if (record->image == nullptr || (staged != 0 && staged != record->payload_bytes)) {
-      return MakeError(absl::StatusCode::kFailedPrecondition, "INCOMPLETE_SAVE",
-                       absl::StrCat(name, ": has received ", staged, " bytes of ",
-                                    record->payload_bytes, "; write the rest, or abort it"));
+  SavePtr record;
+  {
+    absl::MutexLock lock(&mu_);
+    CKPTD_ASSIGN_OR_RETURN(record, FindSave(name));
+    auto no_writers = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return record->writers == 0; };
+    mu_.Await(absl::Condition(&no_writers));
+    if (record->save.state() != v1::Save::STAGING) {
+      if (record->save.commit_time().seconds() == 0) return NotStaging(record->save, "commit");
+      return Committed(*record);
     }
+    CKPTD_RETURN_IF_ERROR(CheckComplete(*record));
     CKPTD_RETURN_IF_ERROR(stopping_ ? RefuseWhileEnding("save") : absl::OkStatus());
-    CKPTD_RETURN_IF_ERROR(Accept(record));
-    if (session != nullptr) session->staging.erase(record);
-  } else if (record->save.commit_time().seconds() == 0) {
-    return NotStaging(record->save, "commit");
+    if (!WantsLink(*record)) {
+      CKPTD_RETURN_IF_ERROR(RecordAccepted(record));
+      Enqueue(record);
+      return Committed(*record);
+    }
+    ++record->writers;
   }
-  *response.mutable_save() = record->save;
-  if (session != nullptr) {
+  CKPTD_RETURN_IF_ERROR(AcceptVisible(record));
+  absl::MutexLock lock(&mu_);
+  return Committed(*record);
+}
+
+absl::Status SaveQueue::CheckComplete(const SaveRecord& record) {
+  const auto staged = static_cast<uint64_t>(record.save.staged_bytes());
+  if (record.image != nullptr && (staged == 0 || staged == record.payload_bytes)) {
+    return absl::OkStatus();
+  }
+  return MakeError(absl::StatusCode::kFailedPrecondition, "INCOMPLETE_SAVE",
+                   absl::StrCat(record.save.name(), ": has received ", staged, " bytes of ",
+                                record.payload_bytes, "; write the rest, or abort it"));
+}
+
+v1::CommitSaveResponse SaveQueue::Committed(const SaveRecord& record) {
+  v1::CommitSaveResponse response;
+  *response.mutable_save() = record.save;
+  if (const SessionPtr session = record.session.lock(); session != nullptr) {
     for (v1::Save& save : session->ended_saves) *response.add_ended_saves() = std::move(save);
     session->ended_saves.clear();
   }
@@ -183,7 +200,7 @@ absl::StatusOr<v1::CommitSaveResponse> SaveQueue::CommitSave(const std::string& 
 }
 
 // From here on the save is the daemon's, and this daemon's successor's.
-absl::Status SaveQueue::Accept(const SavePtr& record) {
+absl::Status SaveQueue::RecordAccepted(const SavePtr& record) {
   order_.Add(record.get(), {});
   Journal::SaveEntry entry = ToEntry(*record);
   Stamp(entry.save.mutable_commit_time());
@@ -195,13 +212,20 @@ absl::Status SaveQueue::Accept(const SavePtr& record) {
   }
   PassFailpoint("commit.journaled");
   *record->save.mutable_commit_time() = entry.save.commit_time();
+  return absl::OkStatus();
+}
+
+// Takes a save that RecordAccepted has written down into the work.
+void SaveQueue::Enqueue(const SavePtr& record) {
+  if (const SessionPtr session = record->session.lock(); session != nullptr) {
+    session->staging.erase(record);
+  }
   SetState(record.get(), v1::Save::QUEUED);
   Job& job = jobs_[record->job];
   job.active.insert(record);
   job.newest_save = record;
   accepted_[record.get()] = record;
   if (record->blockers == 0) work_.Add(record);
-  return absl::OkStatus();
 }
 
 // Ends a save that is STAGING; its image, if any, is then for the caller to give back. False where
@@ -246,6 +270,7 @@ absl::StatusOr<v1::Save> SaveQueue::AbortSave(const std::string& name) {
 }
 
 absl::StatusOr<v1::Save> SaveQueue::CancelSave(const std::string& name) {
+  HideWaiting(name);
   std::unique_ptr<Image> image;
   bool staging = false;
   v1::Save save;

@@ -165,7 +165,10 @@ class SaveQueue {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool DropStaging(const SavePtr& record, const absl::Status& why,
                    v1::Save::State state = v1::Save::CANCELLED) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status Accept(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static absl::Status CheckComplete(const SaveRecord& record);
+  absl::Status RecordAccepted(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Enqueue(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static v1::CommitSaveResponse Committed(const SaveRecord& record);
   absl::Status Accept(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AddInOrder(const RemovePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status RefuseWhileEnding(absl::string_view what) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -183,6 +186,16 @@ class SaveQueue {
   absl::StatusOr<Target> PrepareWithin(const std::string& path, mode_t umask, bool* unprepared);
   v1::BeginSaveResponse MakeResponse(const SaveRecord& record) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // visible.cc; what has no lock may wait for the storage
+  static bool WantsLink(const SaveRecord& record);
+  absl::Status AcceptVisible(const SavePtr& record);
+  absl::StatusOr<bool> SealForLink(const SaveRecord& record);
+  // Whether the storage has answered.
+  bool PutLinkWithin(SaveRecord* record);
+  void TakeLinkAway(SaveRecord* record);
+  void HideWaiting(const std::string& name);
+  void RestoreLinks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // work.cc
   void StartWorker() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -4,11 +4,12 @@
 //
 //  1. Persist the image (server/persist has that protocol). An error that may pass is tried again
 //     later, with the image kept; `Save.error` says why meanwhile.
-//  2. Write its end to the journal. Until that is done the save has not ended, whatever was done.
-//  3. Give the image back to the pool: who waits for the end finds warm memory for the next save.
-//  4. Tell the end.
+//  2. Where it has not become durable, remove the link that stands for it, if any (visible.cc).
+//  3. Write its end to the journal. Until that is done the save has not ended, whatever was done.
+//  4. Give the image back to the pool: who waits for the end finds warm memory for the next save.
+//  5. Tell the end.
 //
-// A daemon that dies before 2 leaves image and row to the next one, which begins at 1.
+// A daemon that dies before 3 leaves image and row to the next one, which begins at 1.
 
 #include <spdlog/spdlog.h>
 
@@ -157,6 +158,10 @@ absl::StatusOr<PersistSource> SaveQueue::SourceOf(const SaveRecord& record) cons
   source.data = record.image->data();
   source.size = record.image->size();
   source.seal = [backend, &record](const Backend::Sealed& sealed) {
+    if (record.sealed) {
+      sealed(record.image->size());
+      return absl::OkStatus();
+    }
     return backend->Seal(*record.plan, record.image->data(), sealed);
   };
   source.intact = [&record] { return record.image->IsUncut(); };
@@ -165,6 +170,11 @@ absl::StatusOr<PersistSource> SaveQueue::SourceOf(const SaveRecord& record) cons
 
 void SaveQueue::FinishSave(const SavePtr& record, const absl::Status& result) {
   if (!result.ok()) spdlog::error("{}: {}", record->save.name(), std::string(result.message()));
+  if (result.ok()) {
+    record->link.clear();  // the file has replaced it
+  } else {
+    TakeLinkAway(record.get());
+  }
   v1::Save ended;
   {
     absl::MutexLock lock(&mu_);

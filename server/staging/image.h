@@ -71,6 +71,9 @@ class Image {
   // What it takes of the pool: whole pages. The last page may be read to its end.
   uint64_t capacity() const { return capacity_; }
   uint8_t* data() const { return data_; }
+  // Somebody may look at it by a way that ends when it is used again: it never is.
+  void set_shown() { shown_ = true; }
+  bool shown() const { return shown_; }
   // The session that was told of it last, and may have it mapped. Empty where there was none.
   const std::string& session() const { return session_; }
   void set_session(const std::string& session) { session_ = session; }
@@ -95,6 +98,7 @@ class Image {
   std::string session_;
   bool has_note_ = false;
   bool leave_ = false;
+  bool shown_ = false;
   // Covers the mapping: a client that cuts the file must not end the daemon.
   GuardedRange guard_;
 };

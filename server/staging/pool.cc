@@ -198,6 +198,10 @@ void Pool::GiveUpRoom(uint64_t capacity) {
 }
 
 void Pool::Release(std::unique_ptr<Image> image) {
+  if (image->shown()) {
+    Discard(std::move(image));
+    return;
+  }
   if (absl::Status status = image->Park(); !status.ok()) {
     spdlog::warn("{}; its memory is given back", std::string(status.message()));
     Discard(std::move(image));

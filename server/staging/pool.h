@@ -82,7 +82,8 @@ class Pool {
   // Whether a call of Acquire would have to wait until another image is given back.
   bool IsFull(uint64_t size) const;
 
-  // Takes an image back for the next save. The client must not write to it any more.
+  // Takes an image back for the next save, unless it was shown to anybody but its client: then it
+  // goes. The client must not write to it any more.
   void Release(std::unique_ptr<Image> image);
 
   // Takes an image out of service: its client may still be writing to it.

@@ -51,13 +51,16 @@ class Case(NamedTuple):
         return f"{self.point}, {self.way}{'' if self.tmpfile else ', no O_TMPFILE'}"
 
 
-# What each way passes of the places at which a file gets its name.
+# What each way passes of the places at which something gets the target's name.
 _NAMED = {
     ("new path", True): {"persist.linked"},
     ("overwrite", True): {"persist.named-beside", "persist.renamed"},
     ("new path", False): {"persist.renamed"},
     ("overwrite", False): {"persist.renamed"},
+    ("at return", True): {"commit.linked", "persist.named-beside", "persist.renamed"},
+    ("at return", False): {"commit.linked", "persist.renamed"},
 }
+_LINK_REMOVED = "end.link-removed"
 _ALL_NAMED = set().union(*_NAMED.values())
 
 
@@ -69,7 +72,7 @@ SAVES = [
     Case(point, way, tmpfile)
     for (way, tmpfile), named in _NAMED.items()
     for point in _of("begin", "commit", "persist", "end")
-    if point not in _ALL_NAMED - named
+    if point not in _ALL_NAMED - named and point != _LINK_REMOVED
 ]
 _ONLY_FOLDERS = {"remove.hidden"}
 REMOVALS = [
@@ -157,12 +160,19 @@ def await_death(daemon: Daemon) -> None:
         check_journal(journal)
 
 
-def save_once(session: Session, state: Any, path: Path) -> Tuple[str, bool]:
+def save_once(
+    session: Session, state: Any, path: Path, at_return: bool = False
+) -> Tuple[str, bool]:
     """The name of a save, and whether it was answered that it is accepted; tried once."""
     transport = "grpc" if path.name.startswith("streamed") else "shm"
     caller = Caller(session.address, JOB, WAIT_SECONDS, transport, object())
     attempt = Attempt(
-        caller, capture(state, str(path)), str(path), "torch", pb.BeginSaveRequest.BLOCK
+        caller,
+        capture(state, str(path)),
+        str(path),
+        "torch",
+        pb.BeginSaveRequest.BLOCK,
+        pb.BeginSaveRequest.AT_RETURN if at_return else pb.BeginSaveRequest.WHEN_DURABLE,
     )
     try:
         return attempt.run(session, session.id).name, True
@@ -212,7 +222,13 @@ def test_a_save_dies(case, daemon, session, folder):
     check_a_save_that_dies(case, "mapped.ckpt", daemon, session, folder)
 
 
-@cases([case for case in SAVES if not at_or_after(case.point, "persist.begin")])
+@cases(
+    [
+        case
+        for case in SAVES
+        if case.way != "at return" and not at_or_after(case.point, "persist.begin")
+    ]
+)
 def test_a_streamed_save_dies(case, daemon, session, folder):
     check_a_save_that_dies(case, "streamed.ckpt", daemon, session, folder)
 
@@ -227,18 +243,41 @@ def check_a_save_that_dies(case, name, daemon, session, folder):
         save_once(session(daemon), OLD, path)
         daemon.call("Flush", pb.FlushRequest(parent="jobs/-"))
     restart(daemon, case.point)
-    save, answered = save_once(session(daemon), NEW, path)
+    at_return = case.way == "at return"
+    save, answered = save_once(session(daemon), NEW, path, at_return)
     await_death(daemon)
     accepted = at_or_after(case.point, "commit.journaled")
-    published = at_or_after(
-        case.point, "persist.linked" if case.way == "new path" and case.tmpfile else "persist.renamed"
-    )
+    renamed = case.way == "overwrite" or not case.tmpfile
+    there_from = "commit.linked" if at_return else "persist.renamed" if renamed else "persist.linked"
+    published = at_or_after(case.point, there_from)
     assert accepted or not answered
     assert checkpoints_in(folder).get(name) == (NOW["new"] if published else before)
     daemon.start()
     assert is_known(daemon, save) == accepted
     after = NOW["new"] if accepted else before
     check_end(daemon, folder, {name: after}, [save] if accepted else [])
+
+
+def test_a_cancelled_save_dies_without_its_link(daemon, session, folder):
+    daemon = daemon()
+    path = folder / "a.ckpt"
+    save_once(session(daemon), OLD, path)
+    daemon.call("Flush", pb.FlushRequest(parent="jobs/-"))
+    restart(daemon, _LINK_REMOVED)
+    holder = session(daemon)
+    holder.call(
+        "BeginLoad", pb.BeginLoadRequest(session_id=holder.id, path=str(path)), WAIT_SECONDS
+    )
+    path.unlink()
+    save, answered = save_once(session(daemon), NEW, path, at_return=True)
+    assert answered
+    assert checkpoints_in(folder) == {"a.ckpt": NOW["new"]}
+    with pytest.raises(grpc.RpcError):
+        daemon.call("CancelSave", pb.CancelSaveRequest(name=save))
+    await_death(daemon)
+    assert checkpoints_in(folder) == {}
+    daemon.start()
+    check_end(daemon, folder, {"a.ckpt": NOW["new"]}, [save])
 
 
 @cases([case for case in SAVES if case.way == "new path" and case.tmpfile])
@@ -343,7 +382,7 @@ def test_a_restart_dies(case, daemon, session, folder):
 
 
 def test_each_place_has_its_case_and_its_line():
-    assert set(FAILPOINTS) == {case.point for case in SAVES + REMOVALS + RESTARTS}
+    assert set(FAILPOINTS) == {case.point for case in SAVES + REMOVALS + RESTARTS} | {_LINK_REMOVED}
     matrix = (REPO / "docs" / "crash-matrix.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([a-z]+\.[a-z-]+)` \|", matrix, re.MULTILINE) == FAILPOINTS
 

@@ -65,9 +65,16 @@ def default_client() -> Client:
         return _default
 
 
-def save(obj: Any, path: PathLike, backend: str = "torch", *, overlap: Any = None) -> Save:
+def save(
+    obj: Any,
+    path: PathLike,
+    backend: str = "torch",
+    *,
+    overlap: Any = None,
+    visible: str = "when_durable",
+) -> Save:
     """Client.save of the default client."""
-    return default_client().save(obj, path, backend, overlap=overlap)
+    return default_client().save(obj, path, backend, overlap=overlap, visible=visible)
 
 
 def load(

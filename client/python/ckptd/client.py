@@ -46,6 +46,10 @@ _ON_FULL = {
     "reject": pb.BeginSaveRequest.REJECT,
     "supersede": pb.BeginSaveRequest.SUPERSEDE,
 }
+_VISIBLE = {
+    "when_durable": pb.BeginSaveRequest.VISIBILITY_UNSPECIFIED,
+    "at_return": pb.BeginSaveRequest.AT_RETURN,
+}
 
 _T = TypeVar("_T")
 _log = logging.getLogger("ckptd")
@@ -104,7 +108,13 @@ class Client:
         return names.job_id(self._job)
 
     def save(
-        self, obj: Any, path: PathLike, backend: str = "torch", *, overlap: Any = None
+        self,
+        obj: Any,
+        path: PathLike,
+        backend: str = "torch",
+        *,
+        overlap: Any = None,
+        visible: str = "when_durable",
     ) -> Save:
         """Saves what torch.save would, and returns when the snapshot is the daemon's.
 
@@ -118,16 +128,26 @@ class Client:
         until then: by their version counters it is found out, and the save fails. What leaves no
         trace there (`param.data`, a replayed CUDA graph) must not be used with it.
 
+        visible: "when_durable", or "at_return": where `path` does not exist, it is a symlink to the
+        staged checkpoint when this returns, until the durable file replaces it; where the save
+        fails later, it goes. A path that exists keeps what it has until the new one is durable. So
+        does one whose save went by a stream, to a daemon whose memory this process does not share.
+        Not with overlap: the checkpoint is not complete when this returns.
+
         Raises SaveError if the save is not accepted (docs/errors.md lists its `reason`s),
         UnpicklableError, SaveTimeoutError, DaemonUnavailableError, ValueError for a URL, and what
         torch.save raises for tensors that it refuses. The path is as it was then.
         """
+        _check_choice("visible", visible, tuple(_VISIBLE))
         target = names.local_path(path)
         guard = None if overlap is None or overlap is False else Guard(overlap)
+        if guard is not None and visible != "when_durable":
+            raise ValueError(f"overlap: cannot be combined with visible={visible!r}; leave out one.")
         wait_for_copies()
         captured = capture(obj, target, session_for(self.address).structures)
         caller = self._caller()
-        attempt = Attempt(caller, captured, target, backend, _ON_FULL[self._on_full], guard)
+        on_full = _ON_FULL[self._on_full]
+        attempt = Attempt(caller, captured, target, backend, on_full, guard, _VISIBLE[visible])
 
         def save_locally() -> Save:
             local.save(obj, target)

@@ -83,6 +83,7 @@ class Attempt:
         backend: str,
         on_full: Any,
         guard: Optional[Guard] = None,
+        visible: Any = pb.BeginSaveRequest.VISIBILITY_UNSPECIFIED,
     ) -> None:
         self._guard = guard
         self._caller = caller
@@ -94,6 +95,7 @@ class Attempt:
             object_bytes=len(captured.pickle),
             umask=names.umask(),
             on_full=on_full,
+            visible=visible,
         )
         if backend == "torch":
             self._request.tensor_sizes.extend(captured.sizes)

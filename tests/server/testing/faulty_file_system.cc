@@ -9,11 +9,11 @@
 namespace ckptd {
 namespace {
 
-constexpr std::array<const char*, 27> kNames = {
-    "Open",    "OpenBeneath", "Close", "Write",  "Read",     "Truncate", "Allocate",
-    "Stat",    "DataSync",    "Sync",  "Flags?", "SetFlags", "Link",     "Rename",
-    "Unlink",  "Rmdir",       "Mkdir", "Lstat",  "Access",   "RealPath", "List",
-    "StatVfs", "Type",        "Map",   "Unmap",  "Remap",    "Populate"};
+constexpr std::array<const char*, 29> kNames = {
+    "Open",     "OpenBeneath", "Close",  "Write",    "Read",    "Truncate", "Allocate", "Stat",
+    "DataSync", "Sync",        "Flags?", "SetFlags", "Link",    "Symlink",  "ReadLink", "Rename",
+    "Unlink",   "Rmdir",       "Mkdir",  "Lstat",    "Access",  "RealPath", "List",     "StatVfs",
+    "Type",     "Map",         "Unmap",  "Remap",    "Populate"};
 
 // Values of a fault's countdown.
 constexpr int kNeverAgain = 0;
@@ -199,6 +199,14 @@ int FaultyFileSystem::LinkAt(int fd, int dir, const std::string& name) {
   FsCall call = OnFile(FsOp::kLink, fd);
   call.path = PathOf(dir, name);
   return static_cast<int>(Do(call, [&](auto&) { return base_->LinkAt(fd, dir, name); }));
+}
+int FaultyFileSystem::SymlinkAt(const std::string& to, int dir, const std::string& name) {
+  return static_cast<int>(Do(OnName(FsOp::kSymlink, PathOf(dir, name)),
+                             [&](auto&) { return base_->SymlinkAt(to, dir, name); }));
+}
+int FaultyFileSystem::ReadLinkAt(int dir, const std::string& name, std::string* to) {
+  return static_cast<int>(Do(OnName(FsOp::kReadLink, PathOf(dir, name)),
+                             [&](auto&) { return base_->ReadLinkAt(dir, name, to); }));
 }
 int FaultyFileSystem::RenameAt(int dir, const std::string& from, const std::string& to) {
   FsCall call = OnName(FsOp::kRename, PathOf(dir, from));

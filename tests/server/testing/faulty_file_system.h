@@ -29,6 +29,8 @@ enum class FsOp {
   kGetFlags,
   kSetFlags,
   kLink,
+  kSymlink,
+  kReadLink,
   kRename,
   kUnlink,
   kRemoveDirectory,
@@ -103,6 +105,8 @@ class FaultyFileSystem : public FileSystem {
   int OpenAt(int dir, const std::string& name, int flags, mode_t mode) override;
   int OpenBeneath(int dir, const std::string& path, int flags) override;
   int LinkAt(int fd, int dir, const std::string& name) override;
+  int SymlinkAt(const std::string& to, int dir, const std::string& name) override;
+  int ReadLinkAt(int dir, const std::string& name, std::string* to) override;
   int RenameAt(int dir, const std::string& from, const std::string& to) override;
   int UnlinkAt(int dir, const std::string& name) override;
   int RemoveDirectoryAt(int dir, const std::string& name) override;

@@ -243,6 +243,17 @@ bool MemoryFileSystem::IsEmpty(const Inode& folder) {
                      [](const auto& entry) { return entry.second.back() == nullptr; });
 }
 
+int MemoryFileSystem::SymlinkAt(const std::string& /*to*/, int /*dir*/,
+                                const std::string& /*name*/) {
+  return -EPERM;
+}
+
+int MemoryFileSystem::ReadLinkAt(int dir, const std::string& name, std::string* /*to*/) {
+  struct stat info = {};
+  const int error = LinkStatAt(dir, name, &info);
+  return error < 0 ? error : -EINVAL;
+}
+
 int MemoryFileSystem::RenameAt(int dir, const std::string& from, const std::string& to) {
   absl::MutexLock lock(&mu_);
   Place source;

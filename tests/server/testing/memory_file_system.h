@@ -37,8 +37,8 @@ using Remains = std::map<std::string, Remnant>;
 //  * The bytes of a file that was not synced are the old ones, any that it had since, or those with
 //    pages that are zero, cut short, or partly old. Its length is synced with its bytes.
 //
-// Files and folders only: no symlinks, no rights, and files cannot be mapped (-ENODEV). Writes with
-// O_DIRECT must be aligned, as on a disk. Thread-safe.
+// Files and folders only: no symlinks (-EPERM), no rights, and files cannot be mapped (-ENODEV).
+// Writes with O_DIRECT must be aligned, as on a disk. Thread-safe.
 class MemoryFileSystem : public FileSystem {
  public:
   struct Options {
@@ -74,6 +74,8 @@ class MemoryFileSystem : public FileSystem {
   int OpenAt(int dir, const std::string& name, int flags, mode_t mode) override;
   int OpenBeneath(int dir, const std::string& path, int flags) override;
   int LinkAt(int fd, int dir, const std::string& name) override;
+  int SymlinkAt(const std::string& to, int dir, const std::string& name) override;
+  int ReadLinkAt(int dir, const std::string& name, std::string* to) override;
   int RenameAt(int dir, const std::string& from, const std::string& to) override;
   int UnlinkAt(int dir, const std::string& name) override;
   int RemoveDirectoryAt(int dir, const std::string& name) override;

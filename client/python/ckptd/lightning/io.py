@@ -38,6 +38,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
     backend: format of the checkpoint; "torch" is what torch.save writes.
     wait:    "accepted": save_checkpoint returns when the snapshot is the daemon's; "durable": when
              the checkpoint is on stable storage, as it does for a requeue of SLURM in any case.
+    visible: "when_durable": a checkpoint is at its path when it is on stable storage; "at_return":
+             a path that did not exist is there when save_checkpoint returns; see Client.save.
     client:  a ckptd.Client; one with the defaults if None.
     verify:  whether load_checkpoint checks a file before it is loaded.
     overlap: whether parameters and optimizer state are copied behind forward and backward: the step
@@ -52,6 +54,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         *,
         backend: str = "torch",
         wait: str = "accepted",
+        visible: str = "when_durable",
         client: Optional[Client] = None,
         verify: bool = True,
         overlap: bool = False,
@@ -59,8 +62,15 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         # No __init__ of a base: CheckpointIO has none, and XLACheckpointIO's demands torch_xla.
         if wait not in ("accepted", "durable"):
             raise ValueError(f'wait: {wait!r} is not supported; use "accepted" or "durable".')
+        if visible not in ("when_durable", "at_return"):
+            raise ValueError(
+                f'visible: {visible!r} is not supported; use "when_durable" or "at_return".'
+            )
+        if overlap and visible != "when_durable":
+            raise ValueError(f"overlap: cannot be combined with visible={visible!r}; leave out one.")
         self.backend = backend
         self.wait = wait
+        self.visible = visible
         self.verify = verify
         self.overlap = overlap
         self.client = client if client is not None else Client()
@@ -83,7 +93,11 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
             )
         trained = trained_by_caller(self) if self.overlap else None
         save = self.client.save(
-            self._prepare(checkpoint), path, backend=self.backend, overlap=trained or None
+            self._prepare(checkpoint),
+            path,
+            backend=self.backend,
+            overlap=trained or None,
+            visible=self.visible,
         )
         for follower in self._followers:
             follower.accepted(save)
