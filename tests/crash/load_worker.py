@@ -121,7 +121,8 @@ class Worker:
         state = {"weight": torch.randn(self._random.randint(*sizes), generator=generator)}
         expected = digest(state)
         self._ledger.note("save", path=path, digest=expected)
-        save = self._client.save(state, path)
+        visible = self._random.choice(["when_durable", "at_return"])
+        save = self._client.save(state, path, visible=visible)
         self._ledger.note("saved", path=path, digest=expected, name=save.name)
         if self._random.random() < _AWAITED_SHARE:
             save.result()

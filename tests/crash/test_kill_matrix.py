@@ -248,7 +248,9 @@ def check_a_save_that_dies(case, name, daemon, session, folder):
     await_death(daemon)
     accepted = at_or_after(case.point, "commit.journaled")
     renamed = case.way == "overwrite" or not case.tmpfile
-    there_from = "commit.linked" if at_return else "persist.renamed" if renamed else "persist.linked"
+    there_from = "persist.renamed" if renamed else "persist.linked"
+    if at_return:
+        there_from = "commit.linked"
     published = at_or_after(case.point, there_from)
     assert accepted or not answered
     assert checkpoints_in(folder).get(name) == (NOW["new"] if published else before)

@@ -166,7 +166,8 @@ def listings(pl, folder, plugin):  # noqa: F811
     class Trainer(pl.Trainer):
         def save_checkpoint(self, *args, **kwargs):
             super().save_checkpoint(*args, **kwargs)
-            seen.append({p.name: torch.load(p, weights_only=False)["epoch"] for p in folder.iterdir()})
+            names = os.listdir(folder)
+            seen.append({n: torch.load(folder / n, weights_only=False)["epoch"] for n in names})
 
     trainer = make_trainer(pl, folder, plugin, max_epochs=4, save_top_k=-1, save_last="link")
     trainer.__class__ = Trainer

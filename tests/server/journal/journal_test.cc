@@ -30,6 +30,7 @@ Journal::SaveEntry Entry(const std::string& id, uint64_t number) {
   entry.target = "/data/" + id;
   entry.device = 0xffffffffffffffffu;
   entry.image = "image-" + id;
+  entry.link = "/pool/image-1";
   entry.crashes = 2;
   return entry;
 }
@@ -99,6 +100,7 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   EXPECT_EQ(a.target, "/data/a");
   EXPECT_EQ(a.device, wanted.device);
   EXPECT_EQ(a.image, "image-a");
+  EXPECT_EQ(a.link, "/pool/image-1");
   EXPECT_EQ(a.crashes, 2);
   EXPECT_EQ(contents->saves[1].save.name(), "jobs/j/saves/b");
   ASSERT_THAT(contents->removes, SizeIs(2));
@@ -177,6 +179,7 @@ TEST_F(JournalTest, OneOfAnEarlierVersionIsMigrated) {
   EXPECT_EQ(contents->saves[0].save.name(), "jobs/j/saves/a");
   EXPECT_EQ(contents->saves[0].seq, 2u);
   EXPECT_EQ(contents->saves[0].crashes, 0);
+  EXPECT_EQ(contents->saves[0].link, "");
   EXPECT_OK(journal->PutSave(Entry("b", 2)));
 }
 
@@ -212,7 +215,7 @@ TEST_F(JournalTest, DamageIsFound) {
 
 TEST_F(JournalTest, ARowThatCannotBeIsCorrupt) {
   Open().reset();
-  Sql("INSERT INTO saves VALUES ('n', 1, 1, 0, 'no proto', '', '/t', 0, '', 0)");
+  Sql("INSERT INTO saves VALUES ('n', 1, 1, 0, 'no proto', '', '/t', 0, '', 0, '')");
   EXPECT_THAT(Open()->Read(), IsError(StatusCode::kDataLoss, "JOURNAL_CORRUPT"));
 }
 
