@@ -75,16 +75,18 @@ class _StoragePickler(pickle.Pickler):
         self._dtype_at: dict[int, torch.dtype] = {}
 
     def persistent_id(self, obj: Any) -> Optional[Tuple[Any, ...]]:
+        typed: Any = obj  # what torch says of the types of storages is not enough
+        storage: torch.UntypedStorage
         if isinstance(obj, torch.storage.TypedStorage):
             storage = obj._untyped_storage
             dtype = obj.dtype
-            storage_type = getattr(torch, obj._pickle_storage_type())
-            numel = obj._size()
-            size_bytes = numel * obj._element_size()
+            storage_type = getattr(torch, typed._pickle_storage_type())
+            numel = typed._size()
+            size_bytes = numel * typed._element_size()
         elif torch.is_storage(obj):
-            storage = obj
+            storage = typed
             dtype = torch.uint8
-            storage_type = normalize_storage_type(type(obj))
+            storage_type = normalize_storage_type(type(obj))  # type: ignore[no-untyped-call]
             numel = size_bytes = obj.nbytes()
         else:
             return None

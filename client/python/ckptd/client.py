@@ -16,7 +16,6 @@ from .capture import capture
 from .errors import (
     CheckpointError,
     DaemonUnavailableError,
-    SaveError,
     SessionLostError,
     from_rpc,
     let_go,

@@ -110,8 +110,8 @@ def reason_of(status: status_pb2.Status) -> str:
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR):
             detail.Unpack(info)
-            return info.reason
-    return code_pb2.Code.Name(status.code)
+            return str(info.reason)
+    return str(code_pb2.Code.Name(status.code))
 
 
 def from_rpc(

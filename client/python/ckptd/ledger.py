@@ -43,7 +43,8 @@ class Ledger:
         """Takes in what the daemon says of `save`, which may be one of a parent process."""
         with self._lock:
             save.take(news)
-            if save.ended and self._pending.pop(save.name, None) and save.failed:
+            known = save.ended and self._pending.pop(save.name, None) is not None
+            if known and save.failed:
                 self._failed[save.name] = save
 
     def ask(self, save: Save, get_save: Callable[[str], pb.Save]) -> None:

@@ -146,7 +146,7 @@ class _Responses:
         self._connection.close()
 
 
-class RelayedError(grpc.RpcError):
+class RelayedError(grpc.RpcError):  # type: ignore[misc] # grpc has no types
     """The error of a call, as the helper has seen it."""
 
     def __init__(

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import threading
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 MESSAGE, STATUS = b"m", b"s"
 _HEAD = struct.Struct("<cI")
@@ -55,7 +55,7 @@ def _serve(channel: Any, connection: socket.socket) -> None:
     """Makes the one call that `connection` asks for."""
     import grpc
 
-    status = {"code": "OK", "details": "", "trailer": []}
+    status: Dict[str, Any] = {"code": "OK", "details": "", "trailer": []}
     requests = _requests(connection)
     try:
         header = json.loads(next(requests))

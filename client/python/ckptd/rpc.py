@@ -50,7 +50,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 def is_serving(channel: Channel, timeout: float) -> bool:
     """Asks grpc.health.v1.Health. Raises grpc.RpcError where nobody answers within `timeout` s."""
     check = channel.unary_unary("/grpc.health.v1.Health/Check")
-    return check(b"", timeout=timeout) == _SERVING
+    return bool(check(b"", timeout=timeout) == _SERVING)
 
 
 class Stub:

@@ -112,7 +112,8 @@ class Session:
 
     def get_save(self, name: str) -> pb.Save:
         """The save of that name. Raises grpc.RpcError."""
-        return self.call("GetSave", pb.GetSaveRequest(name=name), ANSWER_TIMEOUT)
+        save: pb.Save = self.call("GetSave", pb.GetSaveRequest(name=name), ANSWER_TIMEOUT)
+        return save
 
     @contextmanager
     def operation(self) -> Iterator[str]:

@@ -170,7 +170,7 @@ class Attempt:
         self._request.session_id = session_id
         if not self._committing:
             self._new_name()
-        begun = self._call(session, "BeginSave", self._request)
+        begun: pb.BeginSaveResponse = self._call(session, "BeginSave", self._request)
         if begun.save.state == pb.Save.CANCELLED:  # with the session before, and not accepted
             self._new_name()
             begun = self._call(session, "BeginSave", self._request)

@@ -173,7 +173,7 @@ def _check_header(source: Source, record: Record, content: memoryview) -> int:
         corrupt(f"there is no local header but {bytes(content[:4])!r}")
     fields = HEADER.unpack_from(content)
     flags, method, crc, stored, whole, name_bytes, extra_bytes = *fields[2:4], *fields[5:]
-    length = HEADER.size + name_bytes + extra_bytes
+    length: int = HEADER.size + name_bytes + extra_bytes
     if record.offset + length + record.stored_bytes > record.end:
         corrupt(f"header and bytes reach into what follows at {record.end}")
     name_end = HEADER.size + name_bytes

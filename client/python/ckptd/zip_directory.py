@@ -102,7 +102,7 @@ def find_directory(source: Source) -> Tuple[int, int, int]:
     end = at
     if at >= _LOCATOR.size:
         locator = source.read(at - _LOCATOR.size, _LOCATOR.size)
-        if locator[:4] == b"PK\6\7":
+        if bytes(locator[:4]) == b"PK\6\7":
             end, (count, size, start) = _read_end64(source, locator, at, (count, size, start))
     if start + size != end:
         source.corrupt(

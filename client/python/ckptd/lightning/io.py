@@ -119,7 +119,10 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         Raises FileNotFoundError if there is none, CorruptCheckpointError.
         """
         location = "cpu" if map_location is None else map_location
-        return self.client.load(path, location, weights_only, verify=self.verify)
+        loaded: Dict[str, Any] = self.client.load(
+            path, location, weights_only, verify=self.verify
+        )
+        return loaded
 
     def remove_checkpoint(self, path: PathLike) -> None:
         """Has the file or folder at `path` removed once the saves before it are durable.
