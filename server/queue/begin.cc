@@ -43,6 +43,7 @@ absl::StatusOr<v1::ReserveResponse> SaveQueue::Reserve(const v1::ReserveRequest&
     told->set_size_bytes(static_cast<int64_t>(image.size));
     told->set_inode(image.inode);
     told->set_id(image.id);
+    told->set_cuts(image.cuts);
   }
   return response;
 }
@@ -277,6 +278,7 @@ v1::BeginSaveResponse SaveQueue::MakeResponse(const SaveRecord& record) const {
   response.mutable_image()->set_size_bytes(static_cast<int64_t>(image.size()));
   response.mutable_image()->set_inode(image.inode());
   response.mutable_image()->set_id(image.id());
+  response.mutable_image()->set_cuts(image.cuts());
   response.set_object_offset(static_cast<int64_t>(record.plan->object_offset()));
   response.mutable_tensor_offsets()->Reserve(
       static_cast<int>(record.plan->tensor_offsets().size()));

@@ -195,7 +195,10 @@ absl::Status Image::Resize(uint64_t size) {
   if (mapped < 0) return PoolError(dir_, "map an image", -mapped);
   capacity_ = new_capacity;
   guard_.Cover(data_, capacity_);
-  if (new_capacity < old_capacity) return absl::OkStatus();
+  if (new_capacity < old_capacity) {
+    ++cuts_;
+    return absl::OkStatus();
+  }
   const uint64_t added = new_capacity - old_capacity;
   if (int error = fs_->Populate(data_ + old_capacity, added); error < 0) {
     return PoolError(dir_, absl::StrCat("fault in ", added, " bytes of an image"), -error);

@@ -74,6 +74,8 @@ class Image {
   // Somebody may look at it by a way that ends when it is used again: it never is.
   void set_shown() { shown_ = true; }
   bool shown() const { return shown_; }
+  // How often it has lost pages by Resize.
+  uint64_t cuts() const { return cuts_; }
   // The session that was told of it last, and may have it mapped. Empty where there was none.
   const std::string& session() const { return session_; }
   void set_session(const std::string& session) { session_ = session; }
@@ -95,6 +97,7 @@ class Image {
   uint64_t size_ = 0;
   uint64_t capacity_ = 0;
   uint8_t* data_ = nullptr;
+  uint64_t cuts_ = 0;
   std::string session_;
   bool has_note_ = false;
   bool leave_ = false;

@@ -299,7 +299,7 @@ std::vector<Pool::FreeImage> Pool::Tell(const std::string& owner, uint64_t capac
   for (Image* image : near) {
     if (count-- == 0) break;
     image->set_session(owner);
-    told.push_back({image->path(), image->size(), image->inode(), image->id()});
+    told.push_back({image->path(), image->size(), image->inode(), image->id(), image->cuts()});
   }
   return told;
 }

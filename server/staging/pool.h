@@ -53,6 +53,7 @@ class Pool {
     uint64_t size = 0;
     uint64_t inode = 0;
     uint64_t id = 0;
+    uint64_t cuts = 0;
   };
   struct Reserved {
     // How many images of that size are free or on their way.

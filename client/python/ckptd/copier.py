@@ -11,10 +11,11 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 
+from . import device
 from .capture import Captured
 from .shm import Mapping
 from .v1 import checkpoint_pb2 as pb
@@ -49,11 +50,12 @@ class Copier:
         response: pb.BeginSaveResponse,
         mapping: Mapping,
         chosen: Optional[Sequence[int]] = None,
+        after: Sequence[Any] = (),
     ) -> None:
         """Copies pickle and storages to their offsets in the image, which the caller holds.
 
-        chosen: which storages; all if None. Returns, or raises, when no thread touches either side
-        any more.
+        chosen: which storages; all if None. after: of device.mark, where another thread has made
+        them. Returns, or raises, when no thread and no device touches either side any more.
         """
         base = mapping.address
         ctypes.memmove(base + response.object_offset, captured.pickle, len(captured.pickle))
@@ -61,9 +63,12 @@ class Copier:
         sizes, sources = captured.sizes, captured.addresses
         if sources is None:
             sources = [_host_address(storage) for storage in captured.storages]
-            for index in range(len(targets)) if chosen is None else chosen:
-                if sources[index] < 0:
-                    _copy_from_device(captured.storages[index], targets[index], sizes[index])
+            remote = [
+                device.Copy(captured.storages[index], targets[index], sizes[index])
+                for index in (range(len(targets)) if chosen is None else chosen)
+                if sources[index] < 0 and sizes[index] > 0
+            ]
+            device.copy_all(remote, mapping, response.image, after)
         if chosen is not None:
             targets, sources, sizes = (
                 [values[index] for index in chosen] for values in (targets, sources, sizes)
@@ -141,12 +146,6 @@ def _copier_of(pieces: List[_Piece], mapping: Mapping) -> Callable[[], None]:
     return run
 
 
-def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor:
-    """The first bytes of a storage as a tensor uint8[size_bytes] on its device; no copy."""
-    view = torch.empty(0, dtype=torch.uint8, device=storage.device)
-    return view.set_(storage, 0, (size_bytes,), (1,))
-
-
 def _copy_small(
     targets: List[int], sources: List[int], sizes: List[int], mapping: Mapping
 ) -> None:
@@ -162,8 +161,3 @@ def _copy_small(
 def _host_address(storage: torch.UntypedStorage) -> int:
     """-1 for memory of a device."""
     return storage.data_ptr() if storage.device.type == "cpu" else -1
-
-
-def _copy_from_device(storage: torch.UntypedStorage, address: int, size_bytes: int) -> None:
-    target = torch.frombuffer((ctypes.c_char * size_bytes).from_address(address), dtype=torch.uint8)
-    target.copy_(device_bytes(storage, size_bytes))

@@ -15,6 +15,7 @@ import threading
 from contextlib import contextmanager
 from typing import Dict, Iterator, Tuple
 
+from . import pinned
 from .v1 import checkpoint_pb2 as pb
 
 _PROT_READ_WRITE = 0x1 | 0x2
@@ -51,6 +52,7 @@ class Mapping:
             raise NotSharedError(f"{image.path}: {error.strerror}") from error
         self._length = image.size_bytes + max(image.size_bytes // 8, _MIN_ROOM_BYTES)
         self.users = 0
+        self.pin = pinned.Pin()
         #: So many bytes from the start on have their page tables filled.
         self.populated_bytes = 0
         try:
@@ -89,6 +91,7 @@ class Mapping:
 
     def close(self) -> None:
         """Unmaps. The addresses must not be used any more."""
+        self.pin.release()
         _libc.munmap(self.address, self._length)
         self.forget()
 

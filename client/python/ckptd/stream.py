@@ -10,7 +10,7 @@ from typing import Iterator, Tuple
 import torch
 
 from .capture import Captured
-from .copier import device_bytes
+from .device import device_bytes
 from .session import Session
 from .v1 import checkpoint_pb2 as pb
 

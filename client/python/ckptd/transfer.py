@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional, Type, TypeVar
 
 import grpc
 
-from . import names, overlap, stream
+from . import device, names, overlap, stream
 from .capture import Captured
 from .errors import CheckpointError, SaveError, SessionLostError, from_rpc
 from .overlap import Guard
@@ -149,12 +149,13 @@ class Attempt:
             until_copied.enter_context(session.operation())
             at_once, behind = guard.split(self._captured)
             session.copier.copy(self._captured, begun, mapping, at_once)
+            ready = device.mark(self._captured.storages)
             held = until_copied.pop_all()
 
         def copy() -> None:
             with held:
                 try:
-                    session.copier.copy(self._captured, begun, mapping, behind)
+                    session.copier.copy(self._captured, begun, mapping, behind, ready)
                     guard.check(save.path, save.name)
                     self._commit(session, save)
                 except SessionLostError:

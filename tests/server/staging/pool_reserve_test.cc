@@ -79,6 +79,7 @@ TEST_F(PoolReserveTest, TellsOfTheImagesThatTheOwnerGetsFirst) {
   // Whichever was used last, and whichever is nearer: each gets its own, cut or grown.
   auto image = Acquire(8 * kMiB - 12345, "a");
   EXPECT_EQ(image->id(), of_a.front());
+  EXPECT_EQ(image->cuts(), 1u);
   pool_->Release(std::move(image));
   auto first = Acquire(8 * kMiB, "b");
   auto second = Acquire(8 * kMiB, "b");
