@@ -74,9 +74,10 @@ class Copier:
                 [values[index] for index in chosen] for values in (targets, sources, sizes)
             )
         if max(sizes, default=0) > _SMALL_BYTES or -1 in sources:
-            pieces = [p for p in zip(targets, sources, sizes) if p[2] > _SMALL_BYTES and p[1] > 0]
+            local = [p for p in zip(targets, sources, sizes) if p[1] > 0]
+            pieces = [p for p in local if p[2] > _SMALL_BYTES]
             self.run([_copier_of(share, mapping) for share in self._shares(pieces)])
-            rest = [p for p in zip(targets, sources, sizes) if 0 < p[2] <= _SMALL_BYTES and p[1] > 0]
+            rest = [p for p in local if 0 < p[2] <= _SMALL_BYTES]
             targets, sources, sizes = (list(column) for column in zip(*rest)) if rest else ([],) * 3
         _copy_small(targets, sources, sizes, mapping)
         if chosen is None:

@@ -1,7 +1,7 @@
 """Copies from the memory of devices straight to the final offsets in an image.
 
-With CUDA the image is pinned, each device copies on a stream of its own beside what it computes, and
-there is one synchronisation at the end.
+With CUDA the image is pinned, each device copies on a stream of its own beside what it computes,
+and there is one synchronisation at the end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def mark(storages: Iterable[torch.UntypedStorage]) -> List[Any]:
     return [torch.cuda.current_stream(device).record_event() for device in devices]
 
 
-def copy_all(copies: Sequence[Copy], mapping: Mapping, image: pb.Image, after: Sequence[Any]) -> None:
+def copy_all(
+    copies: Sequence[Copy], mapping: Mapping, image: pb.Image, after: Sequence[Any]
+) -> None:
     """Copies to `mapping`, which is of `image`; returns when all is there.
 
     after: events of `mark`; what this thread's streams have to do if there are none.

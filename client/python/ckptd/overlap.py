@@ -2,8 +2,8 @@
 
 Nothing but the step of an optimizer changes what is guarded here, and a hook on that step waits for
 the copy. Everything else that is saved, such as the buffers that forward changes, is copied before
-`save` returns. What changes a guarded tensor all the same, as a `copy_` by hand, is found out by its
-version counter when the copy is complete: the save fails then, and is never a mixture.
+`save` returns. What changes a guarded tensor all the same, as a `copy_` by hand, is found out by
+its version counter when the copy is complete: the save fails then, and is never a mixture.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Guard:
         if all(tensor._version == version for tensor, version in self._versions):
             return
         raise SaveError(
-            f"{path}: a parameter or a state of an optimizer was changed while it was being copied, "
-            "by something else than the optimizer's step. Save without overlap there, or give the "
+            f"{path}: a parameter or a state of an optimizer was changed while it was being "
+            "copied, by something else than the optimizer's step. Save without overlap there, or give the "
             "module that is loaded to it: overlap=[optimizer, model].",
             reason="CHANGED_IN_COPY",
             path=path,

@@ -159,7 +159,7 @@ class Attempt:
                     guard.check(save.path, save.name)
                     self._commit(session, save)
                 except SessionLostError:
-                    session.lose(save.session_id)  # the ledger asks the next daemon what became of it
+                    session.lose(save.session_id)  # the ledger asks what became of it
                 except BaseException as error:  # noqa: BLE001 - whoever asks after the save is told
                     session.ledger.settle(save, save.spoilt(error))
                     _abort(session, save)
