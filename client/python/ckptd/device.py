@@ -71,7 +71,8 @@ _side_streams: Dict[torch.device, Any] = {}
 def _side_stream(device: torch.device, after: Sequence[Any]) -> Any:
     stream = _side_streams.get(device)
     if stream is None:
-        stream = _side_streams.setdefault(device, torch.cuda.Stream(device))
+        made = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = _side_streams.setdefault(device, made)
     for event in after:
         stream.wait_event(event)
     if not after:

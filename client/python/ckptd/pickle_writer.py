@@ -271,15 +271,15 @@ def works(pickled: Any) -> bool:
     global _works
     if _works is None:
         base = torch.zeros(3, 4)
-        many = {f"key {i}": i for i in range(_BATCH)}
+        many: Dict[Any, int] = {f"key {i}": i for i in range(_BATCH)}
         ordered: Any = OrderedDict((f"{i} weight", torch.zeros(i)) for i in range(12))
         ordered._metadata = OrderedDict([("version", {"is": 1})])
         long = OrderedDict((i, -i * 1000) for i in range(2 * _BATCH + 1))
-        leaves = [None, True, False, 0, -1, 1 << 40, -(1 << 39), 0.5, "text", (), (1,)]
+        leaves: List[Any] = [None, True, False, 0, -1, 1 << 40, -(1 << 39), 0.5, "text", (), (1,)]
         leaves.append((1, 2, 3, 4))
         digits = {"5": 1, "0": [torch.zeros(2), "7"]}
-        sample = [digits, base, base[1], base.t(), base, many, {**many, 1: 2}, ordered, long]
-        sample += [leaves, leaves]
+        sample: List[Any] = [digits, base, base[1], base.t(), base, many, {**many, 1: 2}]
+        sample += [ordered, long, leaves, leaves]
         sample += [{}, [], OrderedDict(), {1: 2}, [1], torch.zeros((), requires_grad=True), many]
         try:
             _works = write(trace(sample)) == pickled(sample)

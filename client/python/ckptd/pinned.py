@@ -18,7 +18,7 @@ _log = logging.getLogger("ckptd")
 
 
 def _cudart() -> Any:
-    return torch.cuda.cudart()
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 class Pin:

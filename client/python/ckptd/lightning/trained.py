@@ -14,7 +14,7 @@ def trained_by_caller(io: Any) -> List[Any]:
     """
     frame: Optional[FrameType] = sys._getframe(1)
     while frame is not None:
-        strategy = frame.f_locals.get("self") if frame.f_code.co_name == "save_checkpoint" else None
+        strategy: Any = frame.f_locals.get("self") if frame.f_code.co_name == "save_checkpoint" else None
         if getattr(strategy, "checkpoint_io", None) is io and hasattr(strategy, "optimizers"):
             optimizers = list(strategy.optimizers)
             return [*optimizers, strategy.lightning_module] if optimizers else []
