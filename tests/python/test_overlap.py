@@ -65,8 +65,11 @@ def state_of(model, optimizer):
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "note": ["x"]}
 
 
-def go_on(work, gate):
-    """Runs `work`, which must wait for the copy, and lets the copy go on only then."""
+def go_on(work, gate, after=None):
+    """Runs `work`, which must wait for the copy, and lets the copy go on only then.
+
+    after: what `work` must have set before it waits.
+    """
     ended = threading.Event()
 
     def run():
@@ -75,6 +78,7 @@ def go_on(work, gate):
 
     thread = threading.Thread(target=run)
     thread.start()
+    assert after is None or after.wait(WAIT_SECONDS)
     assert not ended.wait(0.1)
     gate.open.set()
     thread.join(WAIT_SECONDS)
@@ -96,6 +100,26 @@ def test_step_waits_and_nothing_newer_is_saved(client, gate, training, tmp_path)
 
     save.result()
     assert not same(model.state_dict()["0.weight"], before["model"]["0.weight"])
+    assert same(torch.load(tmp_path / "a.pt"), before)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_step_with_a_closure_waits_behind_it(client, gate, training, tmp_path, named):
+    model, optimizer, forward_and_backward = training
+    before = copy.deepcopy(state_of(model, optimizer))
+    client.save(state_of(model, optimizer), tmp_path / "a.pt", overlap=optimizer)
+    ran = threading.Event()
+
+    def closure():
+        forward_and_backward()
+        ran.set()
+
+    def step():
+        optimizer.step(closure=closure) if named else optimizer.step(closure)
+
+    go_on(step, gate, after=ran)
+    assert not same(model.state_dict()["0.weight"], before["model"]["0.weight"])
+    client.flush()
     assert same(torch.load(tmp_path / "a.pt"), before)
 
 

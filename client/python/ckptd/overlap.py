@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any, Callable, Iterable, Iterator, List, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
 
 import torch
 
@@ -107,8 +107,26 @@ def _hook(part: Any) -> None:
                 f"overlap: the step of {type(part).__name__} runs no hooks, so that nothing could "
                 "wait for the copy. Save without overlap."
             )
-        part.register_step_pre_hook(wait_for_copies)
+        part.register_step_pre_hook(_before_step)
     _hooked.add(part)
+
+
+def _before_step(_: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
+    """The hook on a step. With a closure, forward and backward are part of the step, before it
+    changes anything, as Lightning has it: the wait is behind them then."""
+    named = "closure" in kwargs
+    closure = kwargs["closure"] if named else next(iter(args[1:2]), None)
+    if not _running or not callable(closure):
+        return wait_for_copies()
+
+    def closure_and_wait(*inner: Any, **by_name: Any) -> Any:
+        result = closure(*inner, **by_name)
+        wait_for_copies()
+        return result
+
+    if named:
+        return args, {**kwargs, "closure": closure_and_wait}
+    return (args[0], closure_and_wait, *args[2:]), kwargs
 
 
 # ---- Copies that are under way -------------------------------------------------------------------
