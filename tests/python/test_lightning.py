@@ -96,6 +96,8 @@ class TestContract:
         assert loaded["x"].device.type == "cpu"
         with pytest.raises(FileNotFoundError, match="^Checkpoint file not found: "):
             plugin.load_checkpoint(str(tmp_path / "none.ckpt"))
+        with pytest.raises(FileNotFoundError, match="^Checkpoint file not found: not here"):
+            plugin.load_checkpoint("not here")
         with pytest.raises(ValueError, match="mounted file systems only"):
             plugin.save_checkpoint({}, "memory://a.ckpt")
 

@@ -302,7 +302,8 @@ class Client:
         except CheckpointError as error:
             if error.reason != "CHECKPOINT_NOT_FOUND":
                 raise
-            raise FileNotFoundError(str(error)) from error
+            # By the name that the caller knows, as where there is no daemon.
+            raise FileNotFoundError(str(error).replace(target, os.fspath(path), 1)) from error
 
     def _caller(self) -> Caller:
         return Caller(self.address, self.job, self.timeout, self._transport, self._owner)

@@ -122,6 +122,13 @@ class Copier:
         finally:
             _wait_for_all(others)
 
+    def close(self) -> None:
+        """Ends the threads, after what they are at; the next copy starts others."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
 
 def _wait_for_all(futures: List[Future[None]]) -> None:
     """Waits even where Ctrl-C comes in between: the image may be another save's afterwards."""

@@ -151,6 +151,7 @@ class Session:
                 self._was_open = False
                 self._start = None
                 self.mappings.close()
+                self.copier.close()
 
     def close(self) -> None:
         """Closes the session at once; calls that are under way fail."""
