@@ -47,7 +47,10 @@ def reserve(session: Session, request: pb.ReserveRequest, timeout: float, shared
         later.CopyFrom(request)
         later.wait = True
         arguments = (session, later, timeout)
-        threading.Thread(target=_map_when_ready, args=arguments, daemon=True).start()
+        name = "ckptd-reserve"
+        threading.Thread(
+            target=_map_when_ready, args=arguments, name=name, daemon=True
+        ).start()
     return int(response.image_count)
 
 

@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import threading
 from unittest.mock import Mock
 
 import pytest
@@ -22,6 +23,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 ARGUMENTS = {"stock": None, "durable": {"wait": "durable"}, "at_return": {"visible": "at_return"}}
+# What a thread of ours may take to its end.
+THREAD_SECONDS = 20
 CALLS = ("save_checkpoint", "load_checkpoint", "remove_checkpoint")
 
 running = []  # the test
@@ -88,6 +91,9 @@ def pytest_runtest_teardown():
     # The suite looks for threads that a test leaves; ours stay as long as a session is open.
     for session in all_sessions():
         session.copier.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ckptd-"):
+            thread.join(THREAD_SECONDS)
 
 
 def pytest_runtest_logreport(report):

@@ -14,7 +14,8 @@ def trained_by_caller(io: Any) -> List[Any]:
     """
     frame: Optional[FrameType] = sys._getframe(1)
     while frame is not None:
-        strategy: Any = frame.f_locals.get("self") if frame.f_code.co_name == "save_checkpoint" else None
+        saves = frame.f_code.co_name == "save_checkpoint"
+        strategy: Any = frame.f_locals.get("self") if saves else None
         if getattr(strategy, "checkpoint_io", None) is io and hasattr(strategy, "optimizers"):
             optimizers = list(strategy.optimizers)
             return [*optimizers, strategy.lightning_module] if optimizers else []
