@@ -89,11 +89,11 @@ def pytest_runtest_protocol(item):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown():
     # The suite looks for threads that a test leaves; ours stay as long as a session is open.
+    for thread in threading.enumerate():
+        if thread.name == "ckptd-reserve":  # it may have started those that copy
+            thread.join(THREAD_SECONDS)
     for session in all_sessions():
         session.copier.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith("ckptd-"):
-            thread.join(THREAD_SECONDS)
 
 
 def pytest_runtest_logreport(report):
