@@ -172,7 +172,7 @@ def save_once(
         str(path),
         "torch",
         pb.BeginSaveRequest.BLOCK,
-        pb.BeginSaveRequest.AT_RETURN if at_return else pb.BeginSaveRequest.WHEN_DURABLE,
+        visible=pb.BeginSaveRequest.AT_RETURN if at_return else pb.BeginSaveRequest.WHEN_DURABLE,
     )
     try:
         return attempt.run(session, session.id).name, True

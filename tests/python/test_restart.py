@@ -85,8 +85,8 @@ def test_a_journal_with_a_row_of_no_save_is_damaged(make_daemon):
     daemon.kill()
     nameless = pb.Save(name="jobs/j/saves/", path="/x").SerializeToString()
     with contextlib.closing(sqlite3.connect(journal_file)) as journal:
-        row = (b"n", 1, 1, 1, nameless, b"", b"/x", 0, b"", 0)
-        journal.execute("INSERT INTO saves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        row = (b"n", 1, 1, 1, nameless, b"", b"/x", 0, b"", 0, b"")
+        journal.execute("INSERT INTO saves VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         journal.commit()
     daemon.start()
     log = daemon.log.read_text()

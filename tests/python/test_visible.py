@@ -11,7 +11,7 @@ import torch
 from ckptd.lightning import SidecarCheckpointIO
 from ckptd.v1 import checkpoint_pb2 as pb
 from harness import wait_until
-from test_lightning import make_model, make_trainer, pl  # noqa: F401 - a fixture
+from lightning_models import make_model, make_trainer
 
 STATE = {"weight": torch.arange(300_000, dtype=torch.float32), "step": 7}
 
@@ -157,9 +157,14 @@ def test_wrong_choice(client, tmp_path):
         client.save({}, tmp_path / "a.ckpt", visible="now")
     with pytest.raises(ValueError, match="visible: 'now'.*at_return"):
         SidecarCheckpointIO(client=client, visible="now")
+    # What is copied later is not there at the return.
+    with pytest.raises(ValueError, match="overlap: .*at_return"):
+        client.save({}, tmp_path / "a.ckpt", overlap=torch.nn.Linear(1, 1), visible="at_return")
+    with pytest.raises(ValueError, match="overlap: .*at_return"):
+        SidecarCheckpointIO(client=client, overlap=True, visible="at_return")
 
 
-def listings(pl, folder, plugin):  # noqa: F811
+def listings(pl, folder, plugin):
     """What the folder holds after each save of a run."""
     seen = []
 
@@ -175,7 +180,7 @@ def listings(pl, folder, plugin):  # noqa: F811
     return seen
 
 
-def test_a_trainer_finds_what_torch_checkpoint_io_leaves(pl, client, tmp_path):  # noqa: F811
+def test_a_trainer_finds_what_torch_checkpoint_io_leaves(pl, client, tmp_path):
     plugin = SidecarCheckpointIO(client=client, visible="at_return")
     ours = listings(pl, tmp_path / "ours", plugin)
     assert ours == listings(pl, tmp_path / "stock", None)
