@@ -39,7 +39,9 @@ class Held:
 
 @pytest.fixture
 def held(daemon, client, tmp_path):
-    return Held(daemon, client, tmp_path / "a.ckpt")
+    held = Held(daemon, client, tmp_path / "a.ckpt")
+    yield held
+    held.let_go()
 
 
 def test_a_reader_finds_it_at_return_and_keeps_it(client, held):
@@ -59,8 +61,7 @@ def test_a_reader_finds_it_at_return_and_keeps_it(client, held):
     assert torch.equal(mapped["weight"], STATE["weight"])
 
 
-def test_an_existing_path_keeps_its_file(daemon, client, tmp_path):
-    held = Held(daemon, client, tmp_path / "a.ckpt")
+def test_an_existing_path_keeps_its_file(client, held):
     torch.save({**STATE, "step": 6}, held.path)
     save = client.save(STATE, held.path, visible="at_return")
     assert not held.path.is_symlink() and same_state(held.path, {**STATE, "step": 6})

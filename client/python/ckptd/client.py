@@ -139,9 +139,10 @@ class Client:
         """
         _check_choice("visible", visible, tuple(_VISIBLE))
         target = names.local_path(path)
-        guard = None if overlap is None or overlap is False else Guard(overlap)
-        if guard is not None and visible != "when_durable":
+        overlaps = overlap is not None and overlap is not False
+        if overlaps and visible != "when_durable":
             raise ValueError(f"overlap: cannot be combined with visible={visible!r}; leave out one.")
+        guard = Guard(overlap) if overlaps else None
         wait_for_copies()
         captured = capture(obj, target, session_for(self.address).structures)
         caller = self._caller()
