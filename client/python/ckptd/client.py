@@ -141,7 +141,7 @@ class Client:
         target = names.local_path(path)
         overlaps = overlap is not None and overlap is not False
         if overlaps and visible != "when_durable":
-            raise ValueError(f"overlap: cannot be combined with visible={visible!r}; leave out one.")
+            raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
         guard = Guard(overlap) if overlaps else None
         wait_for_copies()
         captured = capture(obj, target, session_for(self.address).structures)

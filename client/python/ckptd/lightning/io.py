@@ -67,7 +67,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
                 f'visible: {visible!r} is not supported; use "when_durable" or "at_return".'
             )
         if overlap and visible != "when_durable":
-            raise ValueError(f"overlap: cannot be combined with visible={visible!r}; leave out one.")
+            raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
         self.backend = backend
         self.wait = wait
         self.visible = visible
