@@ -111,6 +111,13 @@ bool Daemon::IdleForTooLong() const {
   return options_.idle_exit > absl::ZeroDuration() && queue_->IdleFor() >= options_.idle_exit;
 }
 
+void Daemon::LookAfterMemory() {
+  pool_->Reclaim();
+  if (options_.idle_trim == absl::ZeroDuration() || queue_->IdleFor() < options_.idle_trim) return;
+  const uint64_t bytes = pool_->Trim();
+  if (bytes > 0) spdlog::info("idle: gave {} bytes of staging memory back", bytes);
+}
+
 void Daemon::Drain() {
   spdlog::info("draining: no new saves; waiting up to {} for pending ones",
                absl::FormatDuration(options_.drain_timeout));

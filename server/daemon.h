@@ -31,6 +31,10 @@ class Daemon {
   // Whether `options.idle_exit` has passed without client and work.
   bool IdleForTooLong() const;
 
+  // Takes lent memory back that nobody holds any more, and gives free memory back to the system
+  // once `options.idle_trim` has passed without client and work. To be called now and then.
+  void LookAfterMemory();
+
   // Says NOT_SERVING, refuses new saves, waits for the pending ones for at most
   // `options.drain_timeout`, and shuts down. What is not durable then stays accepted for the next
   // daemon.

@@ -92,6 +92,7 @@ int main(int argc, char** argv) {
   if (!daemon.ok()) return Fail(daemon.status());
   const timespec second = {1, 0};
   while (sigtimedwait(&signals, nullptr, &second) < 0 && !(*daemon)->IdleForTooLong()) {
+    (*daemon)->LookAfterMemory();
   }
   EndInAnyCase(command_line.options.drain_timeout);
   (*daemon)->Drain();

@@ -90,6 +90,7 @@ struct Durations {
   std::string drain_timeout;
   std::string retry_timeout;
   std::string idle_exit;
+  std::string idle_trim;
 };
 
 void AddDuration(CLI::App* app, const char* flag, const char* variable, std::string* value,
@@ -129,6 +130,8 @@ void AddOptions(CLI::App* app, Options* options, Durations* durations) {
               "How long a save is tried again while its storage fails or is full");
   AddDuration(app, "--idle-exit", "CKPTD_IDLE_EXIT", &durations->idle_exit,
               "End after that long without client and work; 0: never");
+  AddDuration(app, "--idle-trim", "CKPTD_IDLE_TRIM", &durations->idle_trim,
+              "Give free staging memory back after that long without client and work; 0: never");
   app->add_option("--log-level", options->log_level)
       ->envname("CKPTD_LOG_LEVEL")
       ->check(
@@ -144,9 +147,9 @@ CommandLine ParseCommandLine(int argc, char** argv) {
   Options& options = result.options;
   options.socket = DefaultSocket();
   options.pool_dir = absl::StrCat("/dev/shm/ckptd-", getuid());
-  Durations durations = {absl::FormatDuration(options.drain_timeout),
-                         absl::FormatDuration(options.retry_timeout),
-                         absl::FormatDuration(options.idle_exit)};
+  Durations durations = {
+      absl::FormatDuration(options.drain_timeout), absl::FormatDuration(options.retry_timeout),
+      absl::FormatDuration(options.idle_exit), absl::FormatDuration(options.idle_trim)};
 
   CLI::App app(
       "ckptd: takes checkpoints off trainers' hands and makes them durable.\n"
@@ -168,6 +171,7 @@ CommandLine ParseCommandLine(int argc, char** argv) {
   absl::ParseDuration(durations.drain_timeout, &options.drain_timeout);
   absl::ParseDuration(durations.retry_timeout, &options.retry_timeout);
   absl::ParseDuration(durations.idle_exit, &options.idle_exit);
+  absl::ParseDuration(durations.idle_trim, &options.idle_trim);
   return result;
 }
 

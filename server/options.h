@@ -43,6 +43,10 @@ struct Options {
   // End after that long without a client and without work; 0: never.
   absl::Duration idle_exit = absl::ZeroDuration();
 
+  // Give staging memory that no save needs back to the system after that long without a client and
+  // without work; 0: never. The next save finds none that is warm.
+  absl::Duration idle_trim = absl::Minutes(10);
+
   // trace, debug, info, warn, error or off.
   std::string log_level = "info";
 };

@@ -92,9 +92,10 @@ absl::Status RunStatus(Daemon& daemon, const Options& options, Output& out) {
                         status.draining() ? ", draining: takes no new saves" : "");
   absl::StrAppendFormat(&text, "Sessions  %d\n", status.session_count());
   absl::StrAppendFormat(&text, "Backends  %s\n", absl::StrJoin(status.backends(), ", "));
-  absl::StrAppendFormat(&text, "Staging   %s of %s used by %d images, %s of it free, in %s\n",
-                        HumanBytes(pool.used_bytes()), HumanBytes(pool.budget_bytes()),
-                        pool.image_count(), HumanBytes(pool.free_bytes()), Printable(pool.dir()));
+  absl::StrAppendFormat(
+      &text, "Staging   %s of %s used by %d images, %s of it free, %s lent, in %s\n",
+      HumanBytes(pool.used_bytes()), HumanBytes(pool.budget_bytes()), pool.image_count(),
+      HumanBytes(pool.free_bytes()), HumanBytes(pool.lent_bytes()), Printable(pool.dir()));
   absl::StrAppendFormat(
       &text, "Now       %d staging, %d queued, %d persisting, %d waiting for staging memory\n",
       queue.staging_count(), queue.queued_count(), queue.persisting_count(), queue.blocked_count());

@@ -161,6 +161,8 @@ grpc::Status CheckpointServiceImpl::GetStatus(grpc::ServerContext* context,
   pool->set_budget_bytes(static_cast<int64_t>(pool_->options().budget_bytes));
   pool->set_used_bytes(static_cast<int64_t>(usage.used_bytes));
   pool->set_free_bytes(static_cast<int64_t>(usage.free_bytes));
+  pool->set_kept_bytes(static_cast<int64_t>(usage.kept_bytes));
+  pool->set_lent_bytes(static_cast<int64_t>(usage.lent_bytes));
   pool->set_image_count(usage.image_count);
   *response->mutable_queue() = queue_->GetStatus();
   response->mutable_queue()->set_blocked_count(usage.waiting_count);

@@ -147,6 +147,8 @@ class PosixFileSystem : public FileSystem {
   int Map(int fd, size_t length, uint8_t** out) override {
     void* data = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) return -errno;
+    // For a tmpfs that was mounted with huge=advise: a fault in place of 512.
+    madvise(data, length, MADV_HUGEPAGE);
     *out = static_cast<uint8_t*>(data);
     return 0;
   }

@@ -137,7 +137,7 @@ class Attempt {
   absl::Status Write(const PersistSource& source, PersistControl* control);
   absl::Status Finish(uint64_t size);
   absl::Status Publish();
-  absl::Status SyncDir();
+  absl::Status SyncDir(PersistControl* control);
   const std::string& object() const { return object_; }
 
  private:
@@ -314,10 +314,11 @@ absl::Status Attempt::Publish() {
   return absl::OkStatus();
 }
 
-absl::Status Attempt::SyncDir() {
+absl::Status Attempt::SyncDir(PersistControl* control) {
   if (int error = fs_->Sync(dir_.get()); error < 0) {
     return Error(absl::StrCat("sync its folder ", target_.dir), error);
   }
+  if (struct stat info = {}; fs_->Stat(file_.get(), &info) == 0) control->file = FileId::Of(info);
   if (int error = file_.Close(); error < 0) return Error("close it", error);
   Pass("persist.folder-synced");
   return absl::OkStatus();
@@ -338,7 +339,7 @@ absl::Status Persister::Persist(const PersistSource& source, const Target& targe
   CKPTD_RETURN_IF_ERROR(attempt.Finish(source.size));
   if (control->cancelled) return Cancelled(attempt.object());
   CKPTD_RETURN_IF_ERROR(attempt.Publish());
-  return attempt.SyncDir();
+  return attempt.SyncDir(control);
 }
 
 }  // namespace ckptd

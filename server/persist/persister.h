@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/types/optional.h"
 #include "server/os/failpoints.h"
+#include "server/os/file_id.h"
 #include "server/os/file_system.h"
 #include "server/persist/allowed_roots.h"
 #include "server/persist/target.h"
@@ -37,6 +39,8 @@ struct PersistControl {
   std::atomic<uint64_t> written{0};
   // Called now and then after `written` has grown. May be empty.
   std::function<void()> on_progress;
+  // Set once the file is durable, where the file system tells: what it was then.
+  absl::optional<FileId> file;
 };
 
 // Makes one file durable at its target. See persister.cc for the protocol. Thread-safe.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,9 @@ absl::Status Stopping(absl::string_view what) {
   return MakeError(absl::StatusCode::kUnavailable, "DRAINING",
                    absl::StrCat(what, ": the daemon is ending; try again when it is back"));
 }
+
+// Below that to read the file costs less than to map memory and give it back.
+constexpr uint64_t kLeastLentBytes = uint64_t{1} << 20;
 
 bool IsAtOrBelow(const std::string& key, const std::string& path) {
   return key == path || absl::StartsWith(key, path + "/");
@@ -52,7 +56,7 @@ absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRe
     }
   }
   v1::BeginLoadResponse response;
-  absl::Status status = OpenLoad(request.path(), record, &response);
+  absl::Status status = OpenLoad(request, record, &response);
   if (status.ok()) return response;
   absl::MutexLock lock(&mu_);
   DropLoad(record);
@@ -77,8 +81,9 @@ absl::Status SaveQueue::WaitForTurn(const LoadPtr& record, const SessionPtr& ses
                    " saves or removals that are before it; give it more time"));
 }
 
-absl::Status SaveQueue::OpenLoad(const std::string& path, const LoadPtr& record,
+absl::Status SaveQueue::OpenLoad(const v1::BeginLoadRequest& request, const LoadPtr& record,
                                  v1::BeginLoadResponse* response) {
+  const std::string& path = request.path();
   const std::string object = absl::StrCat("checkpoint ", path);
   FileDescriptor file = options_.allow_roots.OpenFile(fs_, path);
   if (file.get() == -ENOENT || file.get() == -ENOTDIR) {
@@ -94,9 +99,41 @@ absl::Status SaveQueue::OpenLoad(const std::string& path, const LoadPtr& record,
   response->set_size_bytes(info.st_size);
   response->set_device(info.st_dev);
   response->set_inode(info.st_ino);
+  if (request.lend()) LendImage(record, FileId::Of(info), response);
   absl::MutexLock lock(&mu_);
   record->file = std::move(file);
   return absl::OkStatus();
+}
+
+// Takes no longer than a copy in memory, and does without where it cannot be had at once.
+void SaveQueue::LendImage(const LoadPtr& record, const FileId& file,
+                          v1::BeginLoadResponse* response) {
+  const auto size = static_cast<uint64_t>(file.size);
+  if (size < kLeastLentBytes) return;
+  std::unique_ptr<Image> image = pool_->TakeHolding(file);
+  const bool filled = image != nullptr;
+  // Where there are others, who may load the same, they find it: this one gets a copy.
+  if (std::unique_ptr<Image> copy =
+          !filled || SessionCount() > 1 ? pool_->TakeForReading(size) : nullptr;
+      copy != nullptr) {
+    if (filled) {
+      std::memcpy(copy->data(), image->data(), size);
+      const bool whole = image->IsUncut();
+      pool_->Release(std::move(image), whole ? absl::make_optional(file) : absl::nullopt);
+      if (!whole) return pool_->Release(std::move(copy));
+    }
+    image = std::move(copy);
+  }
+  if (image == nullptr) return;
+  v1::Image* told = response->mutable_image();
+  told->set_path(image->path());
+  told->set_size_bytes(static_cast<int64_t>(image->size()));
+  told->set_inode(image->inode());
+  told->set_id(image->id());
+  response->set_image_filled(filled);
+  absl::MutexLock lock(&mu_);
+  if (loads_.count(record->id) == 0) return pool_->Release(std::move(image));  // its client is gone
+  record->image = std::move(image);
 }
 
 absl::StatusOr<std::string> SaveQueue::ReadLoad(const std::string& load_id, int64_t offset,
@@ -140,6 +177,7 @@ void SaveQueue::DropLoad(const LoadPtr& record) {
   if (const SessionPtr session = record->session.lock(); session != nullptr) {
     session->loads.erase(record->id);
   }
+  if (record->image != nullptr) pool_->Lend(std::move(record->image));
   EndOperation(record.get());
 }
 

@@ -77,6 +77,8 @@ struct LoadRecord : Operation {
   std::weak_ptr<Session> session;
   // Immutable once BeginLoad has answered.
   FileDescriptor file;
+  // What the client is about to map; null where nothing is lent.
+  std::unique_ptr<Image> image;
 };
 
 struct RemoveRecord : Work {

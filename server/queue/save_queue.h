@@ -245,8 +245,9 @@ class SaveQueue {
   // load_remove.cc
   absl::Status WaitForTurn(const LoadPtr& record, const SessionPtr& session, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status OpenLoad(const std::string& path, const LoadPtr& record,
+  absl::Status OpenLoad(const v1::BeginLoadRequest& request, const LoadPtr& record,
                         v1::BeginLoadResponse* response);
+  void LendImage(const LoadPtr& record, const FileId& file, v1::BeginLoadResponse* response);
   void DropLoad(const LoadPtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::string LastFailure(const std::string& key) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CollectFailures(const v1::FlushRequest& request, const std::vector<SavePtr>& waited,

@@ -187,7 +187,7 @@ void SaveQueue::FinishSave(const SavePtr& record, const absl::Status& result) {
       return;
     }
   }
-  pool_->Release(std::move(record->image));
+  pool_->Release(std::move(record->image), result.ok() ? record->control.file : absl::nullopt);
   PassFailpoint("end.released");
   absl::MutexLock lock(&mu_);
   EndSave(record, ended);

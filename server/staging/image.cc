@@ -1,6 +1,7 @@
 #include "server/staging/image.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 
 #include <cerrno>
@@ -228,7 +229,18 @@ absl::Status Image::MoveTo(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::Status Image::Lease() { return MoveTo(absl::StrCat(dir_, "/", base_name_)); }
+absl::Status Image::Lease() {
+  holds_.reset();
+  return MoveTo(absl::StrCat(dir_, "/", base_name_));
+}
+
+// The lock belongs to the file as that process has opened it, and to all that it has forked: it
+// goes with the last of them, however that ends.
+bool Image::IsLent() const {
+  if (flock(fd_.get(), LOCK_EX | LOCK_NB) != 0) return true;
+  flock(fd_.get(), LOCK_UN);
+  return false;
+}
 
 absl::Status Image::Park() {
   RemoveNote();

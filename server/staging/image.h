@@ -8,6 +8,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/optional.h"
+#include "server/os/file_id.h"
 #include "server/os/file_system.h"
 #include "server/os/memory_guard.h"
 
@@ -76,6 +78,11 @@ class Image {
   bool shown() const { return shown_; }
   // How often it has lost pages by Resize.
   uint64_t cuts() const { return cuts_; }
+  // The durable file whose bytes a parked image still has. Gone with the next lease.
+  const absl::optional<FileId>& holds() const { return holds_; }
+  void set_holds(absl::optional<FileId> file) { holds_ = std::move(file); }
+  // Whether a process that it was lent to has its lock, and with it a mapping, still.
+  bool IsLent() const;
   // The session that was told of it last, and may have it mapped. Empty where there was none.
   const std::string& session() const { return session_; }
   void set_session(const std::string& session) { session_ = session; }
@@ -98,6 +105,7 @@ class Image {
   uint64_t capacity_ = 0;
   uint8_t* data_ = nullptr;
   uint64_t cuts_ = 0;
+  absl::optional<FileId> holds_;
   std::string session_;
   bool has_note_ = false;
   bool leave_ = false;

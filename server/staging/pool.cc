@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -45,6 +46,7 @@ Pool::~Pool() {
   {
     absl::MutexLock lock(&mu_);
     free_.clear();
+    lent_.clear();
   }
   fs_->RemoveDirectory(FreeDir(options_.dir));
   fs_->RemoveDirectory(NoteDir(options_.dir));
@@ -104,6 +106,7 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::WaitForRoom(
                          "daemon is ending");
       break;
     }
+    ReclaimLocked();
     // First come, first served: a large save is not starved by small ones behind it.
     if (waiting_.front() == ticket) {
       std::unique_ptr<Image> image = TakeFree(owner, capacity);
@@ -127,16 +130,21 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::WaitForRoom(
 // Takes the free image that suits the owner best, then the one whose capacity is nearest, with its
 // growth paid from the budget.
 std::unique_ptr<Image> Pool::TakeFree(const std::string& owner, uint64_t capacity) {
-  auto distance = [&](const std::unique_ptr<Image>& image) {
-    const uint64_t bytes =
-        std::max(image->capacity(), capacity) - std::min(image->capacity(), capacity);
-    return std::pair(Strangeness(*image, owner), bytes);
-  };
+  using Distance = std::tuple<int, uint64_t, size_t>;
   auto best = free_.end();
-  for (auto it = free_.begin(); it != free_.end(); ++it) {
-    if (!Near((*it)->capacity(), capacity)) continue;
-    if (used_bytes_ - (*it)->capacity() + capacity > options_.budget_bytes) continue;
-    if (best == free_.end() || distance(*it) < distance(*best)) best = it;
+  Distance best_distance;
+  size_t older = free_.size();
+  for (auto it = free_.begin(); it != free_.end(); ++it, --older) {
+    const uint64_t has = (*it)->capacity();
+    if (!Near(has, capacity)) continue;
+    if (used_bytes_ - has + capacity > options_.budget_bytes) continue;
+    // Of those that are alike, one that holds no checkpoint, then the one with the oldest.
+    const Distance distance = {Strangeness(**it, owner),
+                               std::max(has, capacity) - std::min(has, capacity),
+                               (*it)->holds() ? older : 0};
+    if (best != free_.end() && best_distance <= distance) continue;
+    best = it;
+    best_distance = distance;
   }
   if (best == free_.end()) return nullptr;
   std::unique_ptr<Image> image = std::move(*best);
@@ -182,11 +190,14 @@ bool Pool::MakeRoom(uint64_t capacity, bool spare_only,
 absl::Status Pool::FullError(uint64_t size) const {
   uint64_t free_bytes = 0;
   for (const auto& image : free_) free_bytes += image->capacity();
+  uint64_t lent_bytes = 0;
+  for (const auto& image : lent_) lent_bytes += image->capacity();
   return MakeError(
       absl::StatusCode::kDeadlineExceeded, "STAGING_FULL",
       absl::StrCat("save: waited in vain for ", size, " bytes of staging memory: of ",
-                   options_.budget_bytes, " bytes, ", used_bytes_ - free_bytes,
-                   " are held by saves that are not durable yet; give it more time, save less "
+                   options_.budget_bytes, " bytes, ", used_bytes_ - free_bytes - lent_bytes,
+                   " are held by saves that are not durable yet and ", lent_bytes,
+                   " by processes that have loaded a checkpoint; give it more time, save less "
                    "often, or start ckptd with a larger --staging-budget"));
 }
 
@@ -197,7 +208,7 @@ void Pool::GiveUpRoom(uint64_t capacity) {
   changed_.SignalAll();
 }
 
-void Pool::Release(std::unique_ptr<Image> image) {
+void Pool::Release(std::unique_ptr<Image> image, absl::optional<FileId> holds) {
   if (image->shown()) {
     Discard(std::move(image));
     return;
@@ -207,6 +218,7 @@ void Pool::Release(std::unique_ptr<Image> image) {
     Discard(std::move(image));
     return;
   }
+  image->set_holds(std::move(holds));
   absl::MutexLock lock(&mu_);
   leased_.erase(leased_.find(image->capacity()));
   free_.push_front(std::move(image));
@@ -278,6 +290,7 @@ absl::StatusOr<Pool::Reserved> Pool::Reserve(const std::string& owner, uint64_t 
                                   "; start ckptd with a larger --staging-budget"));
   }
   absl::MutexLock lock(&mu_);
+  ReclaimLocked();
   wishes_[owner] = {capacity, count};
   changed_.SignalAll();
   while (wait && !cancel && !stopping_ && wishes_.count(owner) != 0) {
@@ -350,6 +363,21 @@ void Pool::WarmLoop() {
   }
 }
 
+uint64_t Pool::Trim() {
+  std::list<std::unique_ptr<Image>> doomed;
+  {
+    absl::MutexLock lock(&mu_);
+    doomed.swap(free_);
+  }
+  uint64_t bytes = 0;
+  for (const auto& image : doomed) bytes += image->capacity();
+  doomed.clear();  // before anyone may take its place in the budget
+  absl::MutexLock lock(&mu_);
+  used_bytes_ -= bytes;
+  changed_.SignalAll();
+  return bytes;
+}
+
 void Pool::Wake() {
   absl::MutexLock lock(&mu_);
   changed_.SignalAll();
@@ -359,8 +387,13 @@ Pool::Usage Pool::GetUsage() const {
   absl::MutexLock lock(&mu_);
   Usage usage;
   usage.used_bytes = used_bytes_;
-  for (const auto& image : free_) usage.free_bytes += image->capacity();
-  usage.image_count = static_cast<int>(free_.size() + leased_.size() + warming_.size());
+  for (const auto& image : free_) {
+    usage.free_bytes += image->capacity();
+    if (image->holds()) usage.kept_bytes += image->capacity();
+  }
+  for (const auto& image : lent_) usage.lent_bytes += image->capacity();
+  usage.image_count =
+      static_cast<int>(free_.size() + leased_.size() + lent_.size() + warming_.size());
   usage.waiting_count = static_cast<int>(waiting_.size());
   return usage;
 }

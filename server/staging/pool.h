@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "server/os/file_system.h"
 #include "server/staging/image.h"
 
@@ -29,7 +30,8 @@ using CancelToken = std::atomic<bool>;
 //
 // A page is faulted in before a client sees it, and kept when its save ends: the next save of about
 // the same size gets it warm. Free images give way, least recently used first, when the budget is
-// needed for another size.
+// needed for another size. Until then an image keeps the bytes of the checkpoint that was saved
+// through it, and may be lent to a process that loads that.
 class Pool {
  public:
   struct Options {
@@ -42,6 +44,9 @@ class Pool {
   struct Usage {
     uint64_t used_bytes = 0;
     uint64_t free_bytes = 0;
+    // The part of the free ones that still hold a durable checkpoint, and what loads have taken.
+    uint64_t kept_bytes = 0;
+    uint64_t lent_bytes = 0;
     int image_count = 0;
     int waiting_count = 0;
   };
@@ -84,8 +89,21 @@ class Pool {
   bool IsFull(uint64_t size) const;
 
   // Takes an image back for the next save, unless it was shown to anybody but its client: then it
-  // goes. The client must not write to it any more.
-  void Release(std::unique_ptr<Image> image);
+  // goes. The client must not write to it any more. `holds`: the durable file that has the same
+  // bytes, for TakeHolding.
+  void Release(std::unique_ptr<Image> image, absl::optional<FileId> holds = absl::nullopt);
+
+  // The free image that still has the bytes of `file`, with a name, for Lend; null where there is
+  // none, or where what is left of the budget would not do for a save of the same size.
+  std::unique_ptr<Image> TakeHolding(const FileId& file);
+  // An image of `size` bytes for Lend, its contents undefined; null where there is none at once,
+  // or as above.
+  std::unique_ptr<Image> TakeForReading(uint64_t size);
+  // Leaves an image to a process that has it mapped and holds a shared flock on it. It comes back
+  // into the pool once nobody holds that lock: seen by Acquire, Reserve and Reclaim.
+  void Lend(std::unique_ptr<Image> image);
+  // Takes back what is not held any more. To be called now and then, for who waits for memory.
+  void Reclaim();
 
   // Takes an image out of service: its client may still be writing to it.
   void Discard(std::unique_ptr<Image> image);
@@ -99,6 +117,9 @@ class Pool {
   absl::StatusOr<Reserved> Reserve(const std::string& owner, uint64_t size, int count, bool wait,
                                    absl::Time deadline, const CancelToken& cancel);
   void Unreserve(const std::string& owner);
+
+  // Gives the memory of all free images back. Returns how many bytes.
+  uint64_t Trim();
 
   // Makes waiting calls look at their cancel token.
   void Wake();
@@ -116,6 +137,8 @@ class Pool {
                                                      absl::Time deadline, const CancelToken& cancel,
                                                      std::vector<std::unique_ptr<Image>>* doomed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool MayLend(uint64_t capacity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReclaimLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::unique_ptr<Image> TakeFree(const std::string& owner, uint64_t capacity)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Tells `owner` of at most `count` free images near `capacity`.
@@ -147,10 +170,12 @@ class Pool {
 
   mutable absl::Mutex mu_;
   absl::CondVar changed_;
-  // Pages of all images: free, in use, and being made.
+  // Pages of all images: free, in use, lent, and being made.
   uint64_t used_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   // Most recently used first.
   std::list<std::unique_ptr<Image>> free_ ABSL_GUARDED_BY(mu_);
+  // Images that processes have to themselves.
+  std::list<std::unique_ptr<Image>> lent_ ABSL_GUARDED_BY(mu_);
   // Capacities of images in use, and of those being faulted in for a wish.
   std::multiset<uint64_t> leased_ ABSL_GUARDED_BY(mu_);
   std::multiset<uint64_t> warming_ ABSL_GUARDED_BY(mu_);

@@ -84,6 +84,7 @@ TEST_F(OptionsTest, Defaults) {
   EXPECT_EQ(options.staging_budget_bytes, 0u);
   EXPECT_EQ(options.drain_timeout, absl::Minutes(5));
   EXPECT_EQ(options.idle_exit, absl::ZeroDuration());
+  EXPECT_EQ(options.idle_trim, absl::Minutes(10));
   EXPECT_EQ(options.log_level, "info");
 }
 
@@ -101,12 +102,13 @@ TEST_F(OptionsTest, TheSocketFollowsTheAddress) {
 TEST_F(OptionsTest, Flags) {
   const Options options =
       ParseOk({"--socket=/s", "--pool-dir", "/p", "--staging-budget=8GiB", "--drain-timeout", "90s",
-               "--idle-exit=1h30m", "--log-level=warn"});
+               "--idle-exit=1h30m", "--idle-trim=5s", "--log-level=warn"});
   EXPECT_EQ(options.socket, "/s");
   EXPECT_EQ(options.pool_dir, "/p");
   EXPECT_EQ(options.staging_budget_bytes, uint64_t{8} << 30);
   EXPECT_EQ(options.drain_timeout, absl::Seconds(90));
   EXPECT_EQ(options.idle_exit, absl::Minutes(90));
+  EXPECT_EQ(options.idle_trim, absl::Seconds(5));
   EXPECT_EQ(options.log_level, "warn");
 }
 
@@ -195,7 +197,7 @@ TEST_F(OptionsTest, HelpAndVersionAreNoErrors) {
   EXPECT_TRUE(result.exit);
   EXPECT_EQ(result.exit_code, 0);
   for (const char* flag : {"--config", "--socket", "--pool-dir", "--staging-budget",
-                           "--drain-timeout", "--idle-exit", "--log-level"}) {
+                           "--drain-timeout", "--idle-exit", "--idle-trim", "--log-level"}) {
     EXPECT_THAT(output_, HasSubstr(flag));
   }
   result = Parse({"--version"});

@@ -84,10 +84,11 @@ def load(
     *,
     fallback: Union[PathLike, Iterable[PathLike]] = (),
     verify: bool = True,
+    lend: bool = True,
 ) -> Any:
     """Client.load of the default client."""
     return default_client().load(
-        path, map_location, weights_only, fallback=fallback, verify=verify
+        path, map_location, weights_only, fallback=fallback, verify=verify, lend=lend
     )
 
 

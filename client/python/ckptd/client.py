@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from dataclasses import replace
 from typing import Any, Callable, Iterable, List, Optional, Tuple, TypeVar, Union
 
 import grpc
@@ -13,6 +14,7 @@ import torch
 
 from . import choose, launch, local, names
 from .capture import capture
+from .content import Content, FileAt
 from .errors import (
     CheckpointError,
     DaemonUnavailableError,
@@ -35,7 +37,6 @@ from .session import (
 )
 from .transfer import Attempt, Caller, call, load_once
 from .v1 import checkpoint_pb2 as pb
-from .verify import check
 
 #: Seconds that a call may take where neither the call nor the client says otherwise.
 DEFAULT_TIMEOUT = 600.0
@@ -167,6 +168,7 @@ class Client:
         *,
         fallback: Union[PathLike, Iterable[PathLike]] = (),
         verify: bool = True,
+        lend: bool = True,
     ) -> Any:
         """Loads a checkpoint with torch.load, after everything accepted before on `path`.
 
@@ -174,17 +176,20 @@ class Client:
         fallback: paths to try, in this order, where the one before is corrupt or missing.
         verify:   whether to check the file first, which torch.load does not. A file without
                   checksums, as in torch's old format, is loaded as it is.
+        lend:     whether the tensors may lie in memory that the daemon lends this process for as
+                  long as it has one of them: nothing is copied. Otherwise torch.load reads the
+                  file.
         Raises FileNotFoundError if there is no file then, CorruptCheckpointError,
         CheckpointTimeoutError, CheckpointError, and what torch.load raises.
         """
 
-        def read(file: Any, target: str) -> Any:
+        def read(content: Content, target: str) -> Any:
             if verify:
-                check(file, target)
-            return torch.load(file, map_location=map_location, weights_only=weights_only)
+                content.check(target)
+            return content.load(map_location, weights_only)
 
         paths = choose.candidates(path, fallback)
-        return choose.first_that_loads(lambda one: self._load(one, read), paths)
+        return choose.first_that_loads(lambda one: self._load(one, read, lend), paths)
 
     def latest(self, folder: PathLike) -> str:
         """The path of the newest torch checkpoint in `folder` that is whole.
@@ -283,20 +288,20 @@ class Client:
         wait_for_copies()
         session_for(self.address).release(self)
 
-    def _load(self, path: PathLike, read: Callable[[Any, str], _T]) -> _T:
-        """Gives the file at `path`, when its turn has come, to `read`, with its name."""
+    def _load(self, path: PathLike, read: Callable[[Content, str], _T], lend: bool) -> _T:
+        """Gives the checkpoint at `path`, when its turn has come, to `read`, with its name."""
         target = names.local_path(path)
-        caller = self._caller()
+        caller = replace(self._caller(), lend=lend)
 
         def read_locally() -> _T:
             if not os.path.exists(target):
                 raise FileNotFoundError(f"Checkpoint file not found: {os.fspath(path)}")
-            return read(target, target)
+            return read(FileAt(target), target)
 
         try:
             return self._run(
                 lambda session, session_id: load_once(
-                    caller, session, session_id, target, lambda file: read(file, target)
+                    caller, session, session_id, target, lambda content: read(content, target)
                 ),
                 read_locally,
             )

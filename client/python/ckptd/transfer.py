@@ -17,7 +17,9 @@ import grpc
 
 from . import device, names, overlap, stream
 from .capture import Captured
+from .content import Content, InMemory, OpenFile
 from .errors import CheckpointError, SaveError, SessionLostError, from_rpc
+from .lending import LentMemory
 from .overlap import Guard
 from .save import Save
 from .session import ANSWER_TIMEOUT, Session
@@ -37,6 +39,7 @@ class Caller:
     timeout: float  # seconds for one operation
     transport: str  # "auto", "shm" or "grpc"
     owner: Any  # whose saves are reported together
+    lend: bool = True  # whether a load may take memory of the daemon
 
 
 def call(
@@ -259,26 +262,33 @@ def _abort(session: Session, save: Save) -> None:
 
 
 def load_once(
-    caller: Caller, session: Session, session_id: str, path: str, read: Callable[[Any], _T]
+    caller: Caller, session: Session, session_id: str, path: str, read: Callable[[Content], _T]
 ) -> _T:
-    """Gives the file at `path`, when its turn has come, to `read`: as a path or a file object."""
+    """Gives the checkpoint at `path`, when its turn has come, to `read`."""
     waiting = "saves or removals that were accepted before on this path have not ended"
+    shared = caller.transport != "grpc"
     begun = call(
         session,
         "BeginLoad",
-        pb.BeginLoadRequest(session_id=session_id, path=path),
+        pb.BeginLoadRequest(session_id=session_id, path=path, lend=shared and caller.lend),
         timeout=caller.timeout,
         waited_for=waiting,
         path=path,
     )
     end = pb.EndLoadRequest(load_id=begun.load_id)
     fd = -1
+    content: Content
     try:
         try:
-            if caller.transport != "grpc":
+            if shared:
                 fd = _open_same(path, begun)
-            if fd < 0:
-                content = stream.read(session, begun.load_id, caller.timeout)
+            lent = _borrow(session, begun, fd)
+            if lent is not None:
+                content = lent
+            elif fd >= 0:
+                content = OpenFile(fd)
+            else:
+                content = InMemory(stream.read(session, begun.load_id, caller.timeout))
         except grpc.RpcError as error:
             raise from_rpc(
                 error,
@@ -289,17 +299,21 @@ def load_once(
             ) from error
         finally:
             call(session, "EndLoad", end, timeout=ANSWER_TIMEOUT, waited_for="EndLoad", path=path)
-        if fd < 0:
-            return read(content)
-        # By name, which torch reads faster than a Python file object; it leads to the open file.
-        by_name = f"/proc/self/fd/{fd}"
-        if os.path.exists(by_name):
-            return read(by_name)
-        with open(fd, "rb", closefd=False) as file:
-            return read(file)
+        return read(content)
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _borrow(session: Session, begun: pb.BeginLoadResponse, fd: int) -> Optional[LentMemory]:
+    """The memory that the daemon lends, where it does and this process can use it."""
+    if not begun.HasField("image") or (fd < 0 and not begun.image_filled):
+        return None
+    try:
+        return LentMemory(begun.image, None if begun.image_filled else fd)
+    except NotSharedError as error:
+        _log.debug("%s: %s; loading without", session.address, error)
+        return None
 
 
 def _open_same(path: str, begun: pb.BeginLoadResponse) -> int:

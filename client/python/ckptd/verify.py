@@ -18,6 +18,7 @@ from .errors import CheckpointError, CorruptCheckpointError
 from .names import PathLike
 from .zip_directory import (
     HEADER,
+    MAGIC,
     MAX32,
     STORED,
     Record,
@@ -27,7 +28,6 @@ from .zip_directory import (
     resolve_zip64,
 )
 
-_MAGIC = b"PK\3\4"
 _HAS_DESCRIPTOR = 0x0008
 
 # Records are read by that many bytes at once, small ones together.
@@ -69,14 +69,14 @@ def check(file: Union[PathLike, int, Any], path: PathLike) -> Optional[Checked]:
     name = os.fsdecode(path)
     if hasattr(file, "getbuffer"):
         with file.getbuffer() as content:
-            return _check(Source(name, len(content), lambda at, n: content[at : at + n]))
+            return check_source(Source(name, len(content), lambda at, n: content[at : at + n]))
     if hasattr(file, "fileno"):
         file = file.fileno()
     if isinstance(file, int):
-        return _check(_of_descriptor(file, name))
+        return check_source(_of_descriptor(file, name))
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _check(_of_descriptor(fd, name))
+        return check_source(_of_descriptor(fd, name))
     finally:
         os.close(fd)
 
@@ -89,11 +89,12 @@ def _of_descriptor(fd: int, path: str) -> Source:
     return Source(path, info.st_size, lambda at, n: os.pread(fd, n, at))
 
 
-def _check(source: Source) -> Optional[Checked]:
+def check_source(source: Source) -> Optional[Checked]:
+    """The same for what `source` reads."""
     if source.size == 0:
         source.corrupt(0, "the file is empty")
-    head = bytes(source.read(0, min(len(_MAGIC), source.size)))
-    if head != _MAGIC:
+    head = bytes(source.read(0, min(len(MAGIC), source.size)))
+    if head != MAGIC:
         _check_is_no_zip(source, head)
         return None
     records = read_directory(source)
@@ -107,7 +108,7 @@ def _check(source: Source) -> Optional[Checked]:
 
 def _check_is_no_zip(source: Source, head: bytes) -> None:
     """Raises for a zip file whose beginning is damaged, and for what can be nothing else either."""
-    if _MAGIC.startswith(head):
+    if MAGIC.startswith(head):
         source.corrupt(0, f"the file ends after {len(head)} bytes")
     if not any(head):
         source.corrupt(0, "the file begins with zeros: its bytes never reached the storage")
@@ -169,7 +170,7 @@ def _check_header(source: Source, record: Record, content: memoryview) -> int:
     def corrupt(why: str) -> NoReturn:
         source.corrupt(record.offset, why, record.name)
 
-    if content[:4] != _MAGIC:
+    if content[:4] != MAGIC:
         corrupt(f"there is no local header but {bytes(content[:4])!r}")
     fields = HEADER.unpack_from(content)
     flags, method, crc, stored, whole, name_bytes, extra_bytes = *fields[2:4], *fields[5:]

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, List, NamedTuple, NoReturn, Optional
 
 from .errors import CorruptCheckpointError
 
+MAGIC = b"PK\3\4"  # what a file begins with
 HEADER = struct.Struct("<IHHHIIIIHH")
 STORED, DEFLATED = 0, 8
 MAX32 = 0xFFFFFFFF

@@ -151,6 +151,30 @@ TEST_F(DaemonTest, IsIdleForTooLongOnlyWhereToldTo) {
   EXPECT_TRUE(Eventually([&] { return daemon->IdleForTooLong(); }));
 }
 
+TEST_F(DaemonTest, GivesFreeMemoryBackOnlyWithoutClients) {
+  Options options = MakeOptions();
+  options.idle_trim = absl::Nanoseconds(1);
+  ASSERT_OK_AND_ASSIGN(const auto daemon, Daemon::Start(options));
+  const auto stub = Connect(options);
+  const auto used_bytes = [&] {
+    return Call(stub.get(), &Stub::GetStatus, v1::GetStatusRequest())->pool().used_bytes();
+  };
+  {
+    ClientSession session(stub.get());
+    v1::ReserveRequest reserve;
+    reserve.set_session_id(session.id());
+    reserve.set_image_bytes(1 << 20);
+    reserve.set_wait(true);
+    ASSERT_OK(Call(stub.get(), &Stub::Reserve, reserve));
+    daemon->LookAfterMemory();
+    EXPECT_GE(used_bytes(), 1 << 20);
+  }
+  EXPECT_TRUE(Eventually([&] {
+    daemon->LookAfterMemory();
+    return used_bytes() == 0;
+  }));
+}
+
 TEST_F(DaemonTest, SaysWhyItCannotStart) {
   Options options = MakeOptions();
   options.socket = "relative";

@@ -45,6 +45,21 @@ TEST_F(PoolTest, HandsOutAFileOfExactlyTheSize) {
   pool_->Release(std::move(image));
 }
 
+TEST_F(PoolTest, TrimGivesBackWhatIsFreeAndNothingElse) {
+  MakePool(64 * kMiB);
+  auto used = Acquire(5 * kMiB);
+  pool_->Release(Acquire(3 * kMiB));
+  EXPECT_EQ(pool_->Trim(), 3 * kMiB);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 5 * kMiB);
+  EXPECT_THAT(FreeNames(), IsEmpty());
+  std::memset(used->data(), 'x', used->size());
+  EXPECT_EQ(ReadFile(used->path()), std::string(used->size(), 'x'));
+  pool_->Release(std::move(used));
+  EXPECT_EQ(pool_->Trim(), 5 * kMiB);
+  EXPECT_EQ(pool_->GetUsage().used_bytes, 0u);
+  EXPECT_EQ(pool_->Trim(), 0u);
+}
+
 TEST_F(PoolTest, HasNamesOnlyForWhatIsLeased) {
   MakePool(64 * kMiB);
   EXPECT_THAT(dir_.List(), IsEmpty());

@@ -1,0 +1,236 @@
+"""Memory that the daemon lends to a load: it has the checkpoint, or is filled with it here.
+
+The process that loads maps it shared and writable, for a copy-on-write mapping pays a fresh page for
+each page that is written to, and nobody else may: the daemon has taken it out of its pool. A shared
+flock on the file says that it is in use. The lock goes with the mapping, however that goes.
+
+Memory that is mapped shared stays shared over fork. A child maps its ranges privately as it starts,
+so that it never writes into its parent's tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+
+from .errors import CorruptCheckpointError
+from .shm import PROT_READ_WRITE, NotSharedError, libc, populate
+from .v1 import checkpoint_pb2 as pb
+from .verify import check_source
+from .zip_directory import STORED, Source, read_directory
+
+# The child's copy is of what it writes to, which is not known ahead.
+_MAP_PRIVATE, _MAP_FIXED, _MAP_NORESERVE = 0x2, 0x10, 0x4000
+_PAGE = 4096
+# Large enough for the device, and so small that checksums follow soon.
+_CHUNK_BYTES = 8 << 20
+_READERS = 2
+
+# File descriptor, address and length of what is mapped, by its _Memory.
+_mapped: Dict[int, Tuple[int, int, int]] = {}
+_torch_from_file = torch.UntypedStorage.from_file
+# What torch.load takes for the contents of a file, by the name of that, while it does.
+_contents: Dict[str, torch.UntypedStorage] = {}
+_patch_lock = threading.Lock()
+
+
+class _Memory(mmap.mmap):
+    """The mapping. It is known to a child of fork until right before it is unmapped."""
+
+    def __del__(self, _mapped: Dict[int, Tuple[int, int, int]] = _mapped) -> None:
+        fd, *_ = _mapped.pop(id(self), (-1,))
+        if fd >= 0:
+            os.close(fd)
+
+
+class LentMemory:
+    """A checkpoint file in memory of our own. The memory lives as long as a tensor that is in it.
+
+    file: a descriptor of the file on storage, which is then to be read into it; None where the
+    memory has the file already, checksummed by the daemon. Not needed after `load`.
+    """
+
+    def __init__(self, image: pb.Image, file: Optional[int] = None) -> None:
+        self._size = image.size_bytes
+        self._file = file
+        fd = _open(image)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            memory = _Memory(fd, self._size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise NotSharedError(f"cannot map {image.path}: {error}") from error
+        self._name = f"/proc/self/fd/{fd}"
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
+        self._storage = whole.untyped_storage()
+        self._address = whole.data_ptr()
+        _mapped[id(memory)] = (fd, self._address, self._size)
+
+    def check(self, path: str) -> None:
+        """Checks the file, unless the daemon has. Raises as verify.check; `path` is for messages."""
+        if self._file is not None:
+            with _Filling(self._file, self._address, self._size) as filling:
+                check_source(Source(path, self._size, filling.read))
+            self._file = None
+
+    def load(self, map_location: Any, weights_only: Optional[bool]) -> Any:
+        """What torch.load gives for the file, its tensors in this memory as far as they stay here."""
+        if self._file is not None:
+            with _Filling(self._file, self._address, self._size):
+                pass
+            self._file = None
+        arguments = {"map_location": map_location, "weights_only": weights_only}
+        if not self._is_mappable():
+            return torch.load(self._name, **arguments)
+        with _contents_of(self._name, self._storage):
+            loaded = torch.load(self._name, mmap=True, **arguments)
+        threading.Thread(target=_populate, args=(self._storage,)).start()
+        return loaded
+
+    def _is_mappable(self) -> bool:
+        """Whether the file is a zip file without compressed records.
+
+        torch.load inflates those, but not where it maps the file: it takes them for the weights.
+        """
+        content = _bytes_at(self._address, self._size)
+        source = Source(self._name, self._size, lambda at, n: content[at : at + n])
+        try:
+            return all(record.method == STORED for record in read_directory(source))
+        except CorruptCheckpointError:
+            return False
+
+
+def _bytes_at(address: int, size: int) -> memoryview:
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
+def _open(image: pb.Image) -> int:
+    try:
+        fd = os.open(image.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotSharedError(f"cannot open {image.path}: {error.strerror}") from error
+    if os.fstat(fd).st_ino == image.inode:
+        return fd
+    os.close(fd)
+    raise NotSharedError(f"{image.path} is another file than the daemon's")
+
+
+def _populate(storage: torch.UntypedStorage) -> None:
+    """Fills the page tables: the first write to a page would cost a fault for each.
+
+    Not for a daemon thread: to let go of the storage in an interpreter that ends may abort it.
+    """
+    size = storage.nbytes()
+    for start in range(0, size, _CHUNK_BYTES):
+        if not threading.main_thread().is_alive():
+            return
+        populate(storage.data_ptr() + start, min(_CHUNK_BYTES, size - start))
+
+
+def _map_privately() -> None:
+    for fd, address, size in list(_mapped.values()):
+        flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        if libc.mmap(address, size, PROT_READ_WRITE, flags, fd, 0) != address:
+            os.abort()  # rather than write into the parent's tensors
+
+
+os.register_at_fork(after_in_child=_map_privately)
+
+
+@contextmanager
+def _contents_of(name: str, storage: torch.UntypedStorage) -> Iterator[None]:
+    """Has torch.load(name, mmap=True) take `storage` for its own mapping of the file.
+
+    Its own is copy-on-write. It can be told to map shared, but only for all threads at once, whose
+    files that would write to.
+    """
+    with _patch_lock:
+        _contents[name] = storage
+        torch.UntypedStorage.from_file = staticmethod(_from_file)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        with _patch_lock:
+            del _contents[name]
+            if not _contents:
+                del torch.UntypedStorage.from_file
+
+
+def _from_file(filename: Any, *arguments: Any, **named: Any) -> Any:
+    found = _contents.get(filename)
+    return _torch_from_file(filename, *arguments, **named) if found is None else found
+
+
+class _Filling:
+    """Reads a file into memory, in order, by threads that go ahead of whoever looks at it.
+
+    The file's descriptor is left open. Leaving the context waits for the whole; raises OSError.
+    """
+
+    def __init__(self, file: int, address: int, size: int) -> None:
+        self._address = address
+        self._size = size
+        self._content = _bytes_at(address, size)
+        self._fd = _reopen(file)
+        self._pool = ThreadPoolExecutor(_READERS, "ckptd-read")
+        self._chunks: List[Future[None]] = []
+
+    def __enter__(self) -> _Filling:
+        self._chunks = [
+            self._pool.submit(self._fetch, at) for at in range(0, self._size, _CHUNK_BYTES)
+        ]
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:
+                for chunk in self._chunks:
+                    chunk.result()
+        finally:
+            for chunk in self._chunks:
+                chunk.cancel()
+            self._pool.shutdown()
+            os.close(self._fd)
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """These bytes of the file, once they are there. Raises OSError."""
+        for chunk in self._chunks[offset // _CHUNK_BYTES : (offset + size - 1) // _CHUNK_BYTES + 1]:
+            chunk.result()
+        return self._content[offset : offset + size]
+
+    def _fetch(self, start: int) -> None:
+        end = min(start + _CHUNK_BYTES, self._size)
+        while start < end:
+            # A direct read is of whole blocks; the memory has whole pages.
+            room = -(-(end - start) // _PAGE) * _PAGE
+            buffer = (ctypes.c_char * room).from_address(self._address + start)
+            flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+            try:
+                count = os.preadv(self._fd, [buffer], start)
+            except OSError as error:
+                # The flags are of before: another thread may have been refused at the same time.
+                if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                    raise
+                fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+                continue
+            if count == 0:
+                raise OSError(errno.EIO, "the file was cut while it was read")
+            start += count
+
+
+def _reopen(file: int) -> int:
+    """A descriptor of the same file that passes by the page cache, if the file system has that."""
+    name = f"/proc/self/fd/{file}"
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
