@@ -25,9 +25,9 @@ check_proto() { cd "$ROOT" && "$VENV/bin/buf" lint; }
 check_shell() { cd "$ROOT" && shell_files | xargs -0 shellcheck -x; }
 
 # Types as with the oldest Python that mypy knows and the newest; and nothing that Python 3.9 has not.
-check_python() {
+check_python() (
   cd "$ROOT/client/python" && "$VENV/bin/mypy" && "$VENV/bin/mypy" --python-version 3.13 &&
     "$VENV/bin/vermin" --quiet --no-tips --eval-annotations --target=3.9- --violations ckptd
-}
+)
 
 check_cpp() { "$VENV/bin/python" "$ROOT/scripts/lib/lint.py" "$1" "$JOBS"; }

@@ -88,7 +88,7 @@ def run_field(settings, args):
 
 def run_goals(settings, wanted):
     """The goals that are measured apart from the field, each group in its own process."""
-    from child import Child, ChildError
+    from forked import Child, ChildError
     from rows import GROUPS, Runner
     from rows.goal import unmeasured
     from settings import say
@@ -172,7 +172,7 @@ def main():
     # This process is forked, which a process with threads of its own is not.
     torch.set_num_threads(1)
     import report
-    from child import Child
+    from forked import Child
 
     if args.quick:  # what others run beside it would have two threads wait for each other
         Child.threads = 1

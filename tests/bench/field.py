@@ -11,7 +11,7 @@ import sys
 import time
 
 import subjects
-from child import Child, ChildError
+from forked import Child, ChildError
 from daemon import Daemon
 from settings import median, median_ratio, remove, say
 from state import SNAPSHOT

@@ -19,7 +19,7 @@ import torch
 from harness import WAIT_SECONDS
 from pieces import Plain, bytes_that_differ
 
-from ckptd import shm
+from ckptd import copier
 
 ROUNDS = int(os.environ.get("CKPTD_ISOLATION_ROUNDS", "1000"))
 SEED = int(os.environ.get("CKPTD_SEED", "20261124"))
@@ -225,14 +225,14 @@ def test_a_copy_that_goes_on_after_the_return_would_be_seen(
     clients, meddlers, tmp_path, monkeypatch
 ):
     late, alive = [], []
-    monkeypatch.setattr(shm.Copier, "_run", lambda self, tasks: late.extend(tasks))
-    copy_now = shm.Copier.copy
+    monkeypatch.setattr(copier.Copier, "run", lambda self, tasks: late.extend(tasks))
+    copy_now = copier.Copier.copy
 
     def copy_later(self, captured, *arguments):
         alive.append(captured)
         copy_now(self, captured, *arguments)
 
-    monkeypatch.setattr(shm.Copier, "copy", copy_later)
+    monkeypatch.setattr(copier.Copier, "copy", copy_later)
     state = make_state(random.Random(SEED), LARGE_BYTES)
     expected = copy.deepcopy(state)
     save = save_and_change(clients[0], tmp_path / "a.ckpt", state, meddlers)

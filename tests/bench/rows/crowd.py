@@ -6,7 +6,7 @@ import time
 
 import grpc
 import torch
-from child import Child
+from forked import Child
 from daemon import Daemon
 from settings import median, median_ratio, remove
 from state import SHARED_DIR, TENSORS
