@@ -80,7 +80,7 @@ class Image {
   uint64_t cuts() const { return cuts_; }
   // The durable file whose bytes a parked image still has. Gone with the next lease.
   const absl::optional<FileId>& holds() const { return holds_; }
-  void set_holds(absl::optional<FileId> file) { holds_ = std::move(file); }
+  void set_holds(const absl::optional<FileId>& file) { holds_ = file; }
   // Whether a process that it was lent to has its lock, and with it a mapping, still.
   bool IsLent() const;
   // The session that was told of it last, and may have it mapped. Empty where there was none.

@@ -208,7 +208,7 @@ void Pool::GiveUpRoom(uint64_t capacity) {
   changed_.SignalAll();
 }
 
-void Pool::Release(std::unique_ptr<Image> image, absl::optional<FileId> holds) {
+void Pool::Release(std::unique_ptr<Image> image, const absl::optional<FileId>& holds) {
   if (image->shown()) {
     Discard(std::move(image));
     return;
@@ -218,7 +218,7 @@ void Pool::Release(std::unique_ptr<Image> image, absl::optional<FileId> holds) {
     Discard(std::move(image));
     return;
   }
-  image->set_holds(std::move(holds));
+  image->set_holds(holds);
   absl::MutexLock lock(&mu_);
   leased_.erase(leased_.find(image->capacity()));
   free_.push_front(std::move(image));

@@ -91,7 +91,7 @@ class Pool {
   // Takes an image back for the next save, unless it was shown to anybody but its client: then it
   // goes. The client must not write to it any more. `holds`: the durable file that has the same
   // bytes, for TakeHolding.
-  void Release(std::unique_ptr<Image> image, absl::optional<FileId> holds = absl::nullopt);
+  void Release(std::unique_ptr<Image> image, const absl::optional<FileId>& holds = absl::nullopt);
 
   // The free image that still has the bytes of `file`, with a name, for Lend; null where there is
   // none, or where what is left of the budget would not do for a save of the same size.
