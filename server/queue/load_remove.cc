@@ -168,6 +168,7 @@ void SaveQueue::EndLoad(const std::string& load_id) {
   auto it = loads_.find(load_id);
   if (it == loads_.end()) return;
   record = it->second;
+  if (record->image != nullptr) pool_->Lend(std::move(record->image));
   DropLoad(record);
 }
 
@@ -177,7 +178,8 @@ void SaveQueue::DropLoad(const LoadPtr& record) {
   if (const SessionPtr session = record->session.lock(); session != nullptr) {
     session->loads.erase(record->id);
   }
-  if (record->image != nullptr) pool_->Lend(std::move(record->image));
+  // Its client may be about to lock it: the memory is that process's, and never used again.
+  if (record->image != nullptr) pool_->Discard(std::move(record->image));
   EndOperation(record.get());
 }
 
