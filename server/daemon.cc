@@ -34,6 +34,7 @@ absl::Status Daemon::Build() {
   CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Acceptor> acceptor,
                          Acceptor::Bind(fs_.get(), options_.socket));
   CKPTD_RETURN_IF_ERROR(backends_.Add(TorchPlugin()));
+  CKPTD_RETURN_IF_ERROR(backends_.Add(Backend::OfPython(TorchPlugin())));
   CKPTD_ASSIGN_OR_RETURN(allow_roots_, AllowedRoots::Open(fs_.get(), options_.allow_roots));
   CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(fs_.get(), options_.pool_dir));
   Pool::Options pool_options;
@@ -44,9 +45,11 @@ absl::Status Daemon::Build() {
                            DefaultBudget(fs_.get(), options_.pool_dir, MemoryLimit("/")));
   }
   pool_ = std::make_unique<Pool>(fs_.get(), pool_options, std::move(lock));
+  hosts_ =
+      std::make_unique<BackendHosts>(BackendHosts::Options{absl::StrCat("unix:", options_.socket)});
   CKPTD_RETURN_IF_ERROR(TakeOver());
   service_ = std::make_unique<CheckpointServiceImpl>(
-      queue_.get(), pool_.get(),
+      queue_.get(), pool_.get(), hosts_.get(),
       CheckpointServiceImpl::Identity{CKPTD_VERSION, backends_.Names(), clock_.Now(),
                                       journal_file_});
   CKPTD_ASSIGN_OR_RETURN(server_, GrpcServer::Start(std::move(acceptor), service_.get()));
@@ -68,6 +71,7 @@ absl::Status Daemon::TakeOver() {
   queue_options.retry_timeout = options_.retry_timeout;
   queue_options.crash_marker = crash_marker_.get();
   queue_options.failpoints = failpoints_;
+  queue_options.hosts = hosts_.get();
   queue_options.allow_roots = allow_roots_;
   queue_ = std::make_unique<SaveQueue>(fs_.get(), &clock_, journal_.journal.get(), pool_.get(),
                                        &backends_, queue_options);
@@ -124,6 +128,7 @@ void Daemon::Drain() {
   server_->SetServing(false);
   const int left = queue_->Drain(absl::Now() + options_.drain_timeout);
   queue_->Stop();
+  hosts_->Stop();
   server_->Shutdown(kShutdownGrace);
   if (left > 0) {
     spdlog::warn("ended with {} saves or removals that are not done; the next start goes on", left);

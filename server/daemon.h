@@ -54,6 +54,7 @@ class Daemon {
   const std::unique_ptr<FileSystem> fs_ = NewPosixFileSystem();
   AllowedRoots allow_roots_;
   BackendRegistry backends_;
+  std::unique_ptr<BackendHosts> hosts_;
   std::string journal_file_;
   OpenedJournal journal_;
   std::unique_ptr<CrashMarker> crash_marker_;

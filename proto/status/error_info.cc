@@ -10,13 +10,16 @@
 namespace ckptd {
 namespace {
 
-constexpr size_t kMaxMessageBytes = 1024;
+// In the trailers of a call, of which gRPC takes 8 KiB in all.
+constexpr size_t kMaxTrailerBytes = 1024;
+// In a message's field: a traceback is to be there whole.
+constexpr size_t kMaxMessageBytes = 16384;
 
 constexpr absl::string_view kPayloadUrl = "type.googleapis.com/google.rpc.ErrorInfo";
 
-std::string Cut(absl::string_view message) {
-  std::string text = ToUtf8(message, kMaxMessageBytes);
-  if (message.size() > kMaxMessageBytes) text += "...";
+std::string Cut(absl::string_view message, size_t max_bytes) {
+  std::string text = ToUtf8(message, max_bytes);
+  if (message.size() > max_bytes) text += "...";
   return text;
 }
 
@@ -26,6 +29,23 @@ std::optional<google::rpc::ErrorInfo> InfoOf(const absl::Status& status) {
   google::rpc::ErrorInfo info;
   if (!info.ParseFromString(std::string(*payload))) return std::nullopt;
   return info;
+}
+
+google::rpc::Status ToRpcWithin(const absl::Status& status, size_t max_bytes) {
+  google::rpc::Status rpc;
+  rpc.set_code(static_cast<int>(status.code()));
+  if (status.ok()) return rpc;
+  rpc.set_message(Cut(status.message(), max_bytes));
+  google::rpc::ErrorInfo info;
+  if (std::optional<google::rpc::ErrorInfo> known = InfoOf(status); known.has_value()) {
+    info = std::move(*known);
+    for (auto& [key, value] : *info.mutable_metadata()) value = Cut(value, kMaxTrailerBytes);
+  } else {
+    info.set_reason("INTERNAL");
+    info.set_domain(std::string(kErrorDomain));
+  }
+  rpc.add_details()->PackFrom(info);
+  return rpc;
 }
 
 }  // namespace
@@ -61,20 +81,7 @@ absl::Status Annotate(const absl::Status& status, absl::string_view prefix) {
 }
 
 google::rpc::Status ToRpc(const absl::Status& status) {
-  google::rpc::Status rpc;
-  rpc.set_code(static_cast<int>(status.code()));
-  if (status.ok()) return rpc;
-  rpc.set_message(Cut(status.message()));
-  google::rpc::ErrorInfo info;
-  if (std::optional<google::rpc::ErrorInfo> known = InfoOf(status); known.has_value()) {
-    info = std::move(*known);
-    for (auto& [key, value] : *info.mutable_metadata()) value = Cut(value);
-  } else {
-    info.set_reason("INTERNAL");
-    info.set_domain(std::string(kErrorDomain));
-  }
-  rpc.add_details()->PackFrom(info);
-  return rpc;
+  return ToRpcWithin(status, kMaxMessageBytes);
 }
 
 absl::Status FromRpc(const google::rpc::Status& rpc) {
@@ -89,7 +96,7 @@ absl::Status FromRpc(const google::rpc::Status& rpc) {
 
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  google::rpc::Status rpc = ToRpc(status);
+  google::rpc::Status rpc = ToRpcWithin(status, kMaxTrailerBytes);
   return grpc::Status(static_cast<grpc::StatusCode>(rpc.code()), rpc.message(),
                       rpc.SerializeAsString());
 }

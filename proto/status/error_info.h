@@ -32,8 +32,9 @@ ErrorMetadata MetadataOf(const absl::Status& status);
 absl::Status Annotate(const absl::Status& status, absl::string_view prefix);
 
 // To and from the wire. A status without ErrorInfo gets reason INTERNAL on the way out, so that
-// every error has one. Messages, and values of metadata, are cut at 1 KiB each, as gRPC takes 8 in
-// all; '?' stands in them for each byte that is not UTF-8.
+// every error has one. Messages are cut at 1 KiB in a grpc::Status, as gRPC takes 8 in all, and at
+// 16 KiB in a google::rpc::Status; values of metadata at 1 KiB; '?' stands in them for each byte
+// that is not UTF-8.
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 google::rpc::Status ToRpc(const absl::Status& status);

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "proto/status/error_info.h"
 #include "proto/status/utf8.h"
+#include "server/api/host_stream.h"
 #include "server/api/write_stream.h"
 
 namespace ckptd {
@@ -33,8 +34,9 @@ grpc::Status Answer(absl::StatusOr<T> result, T* response) {
 
 }  // namespace
 
-CheckpointServiceImpl::CheckpointServiceImpl(SaveQueue* queue, const Pool* pool, Identity identity)
-    : queue_(queue), pool_(pool), identity_(std::move(identity)) {}
+CheckpointServiceImpl::CheckpointServiceImpl(SaveQueue* queue, const Pool* pool,
+                                             BackendHosts* hosts, Identity identity)
+    : queue_(queue), pool_(pool), hosts_(hosts), identity_(std::move(identity)) {}
 
 grpc::ServerWriteReactor<v1::SessionEvent>* CheckpointServiceImpl::OpenSession(
     grpc::CallbackServerContext* context, const v1::OpenSessionRequest* request) {
@@ -49,6 +51,17 @@ grpc::ServerWriteReactor<v1::Save>* CheckpointServiceImpl::WatchSaves(
 grpc::ServerReadReactor<grpc::ByteBuffer>* CheckpointServiceImpl::WriteSave(
     grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
   return NewWriteStream(queue_, response);
+}
+
+grpc::ServerBidiReactor<v1::HostReport, v1::HostTask>* CheckpointServiceImpl::AttachHost(
+    grpc::CallbackServerContext* context) {
+  return NewHostStream(&streams_, hosts_);
+}
+
+grpc::Status CheckpointServiceImpl::RegisterHost(grpc::ServerContext* context,
+                                                 const v1::RegisterHostRequest* request,
+                                                 v1::RegisterHostResponse* response) {
+  return Answer(queue_->RegisterHost(*request), response);
 }
 
 grpc::Status CheckpointServiceImpl::Reserve(grpc::ServerContext* context,

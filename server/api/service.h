@@ -7,17 +7,20 @@
 #include "absl/time/time.h"
 #include "ckptd/v1/checkpoint.grpc.pb.h"
 #include "server/api/streams.h"
+#include "server/backend/hosts.h"
 #include "server/queue/save_queue.h"
 #include "server/staging/pool.h"
 
 namespace ckptd {
 
 // ckptd.v1.CheckpointService: turns calls into calls of the queue. Calls that may wait block a
-// thread of gRPC's; the streams of OpenSession, WatchSaves and WriteSave do not.
-class CheckpointServiceImpl final : public v1::CheckpointService::WithCallbackMethod_OpenSession<
-                                        v1::CheckpointService::WithCallbackMethod_WatchSaves<
-                                            v1::CheckpointService::WithRawCallbackMethod_WriteSave<
-                                                v1::CheckpointService::Service>>> {
+// thread of gRPC's; the streams of OpenSession, WatchSaves, AttachHost and WriteSave do not.
+class CheckpointServiceImpl final
+    : public v1::CheckpointService::WithCallbackMethod_OpenSession<
+          v1::CheckpointService::WithCallbackMethod_WatchSaves<
+              v1::CheckpointService::WithCallbackMethod_AttachHost<
+                  v1::CheckpointService::WithRawCallbackMethod_WriteSave<
+                      v1::CheckpointService::Service>>>> {
  public:
   struct Identity {
     std::string version;
@@ -27,7 +30,7 @@ class CheckpointServiceImpl final : public v1::CheckpointService::WithCallbackMe
   };
 
   // The arguments must outlive the service.
-  CheckpointServiceImpl(SaveQueue* queue, const Pool* pool, Identity identity);
+  CheckpointServiceImpl(SaveQueue* queue, const Pool* pool, BackendHosts* hosts, Identity identity);
 
   // Ends the streams that clients hold open: they would hold up the server's shutdown.
   void EndStreams() { streams_.End(); }
@@ -39,6 +42,11 @@ class CheckpointServiceImpl final : public v1::CheckpointService::WithCallbackMe
   grpc::ServerReadReactor<grpc::ByteBuffer>* WriteSave(grpc::CallbackServerContext* context,
                                                        grpc::ByteBuffer* response) override;
 
+  grpc::ServerBidiReactor<v1::HostReport, v1::HostTask>* AttachHost(
+      grpc::CallbackServerContext* context) override;
+
+  grpc::Status RegisterHost(grpc::ServerContext* context, const v1::RegisterHostRequest* request,
+                            v1::RegisterHostResponse* response) override;
   grpc::Status Reserve(grpc::ServerContext* context, const v1::ReserveRequest* request,
                        v1::ReserveResponse* response) override;
   grpc::Status BeginSave(grpc::ServerContext* context, const v1::BeginSaveRequest* request,
@@ -72,6 +80,7 @@ class CheckpointServiceImpl final : public v1::CheckpointService::WithCallbackMe
  private:
   SaveQueue* const queue_;
   const Pool* const pool_;
+  BackendHosts* const hosts_;
   const Identity identity_;
   OpenStreams streams_;
 };

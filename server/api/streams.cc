@@ -12,11 +12,6 @@ namespace {
 
 constexpr absl::Duration kDefaultInterval = absl::Milliseconds(500);
 
-absl::Status Ending() {
-  return MakeError(absl::StatusCode::kUnavailable, "DRAINING",
-                   "stream: the daemon is ending; open a new one when it is back");
-}
-
 bool HasEnded(const v1::Save& save) { return save.end_time().seconds() != 0; }
 
 // Holds a session open: nothing is written after the first event.
@@ -28,7 +23,7 @@ class SessionStream : public grpc::ServerWriteReactor<v1::SessionEvent> {
     event_.set_session_id(queue_->OpenSession(client));
     event_.set_version(version);
     StartWrite(&event_);
-    streams_->Add(this, [this] { FinishOnce(ToGrpc(Ending())); });
+    streams_->Add(this, [this] { FinishOnce(ToGrpc(EndingStream())); });
   }
 
   void OnCancel() override {
@@ -72,7 +67,7 @@ class WatchStream : public grpc::ServerWriteReactor<v1::Save> {
     } else {
       FinishOnce(ToGrpc(id.status()));
     }
-    streams_->Add(this, [this] { FinishOnce(ToGrpc(Ending())); });
+    streams_->Add(this, [this] { FinishOnce(ToGrpc(EndingStream())); });
   }
 
   void OnCancel() override { FinishOnce(grpc::Status::CANCELLED); }
@@ -127,6 +122,11 @@ class WatchStream : public grpc::ServerWriteReactor<v1::Save> {
 };
 
 }  // namespace
+
+absl::Status EndingStream() {
+  return MakeError(absl::StatusCode::kUnavailable, "DRAINING",
+                   "stream: the daemon is ending; open a new one when it is back");
+}
 
 void OpenStreams::Add(const void* stream, std::function<void()> end) {
   absl::MutexLock lock(&mu_);

@@ -6,11 +6,15 @@
 #include <string>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "ckptd/v1/checkpoint.grpc.pb.h"
 #include "server/queue/save_queue.h"
 
 namespace ckptd {
+
+// With what a stream ends when the daemon does.
+absl::Status EndingStream();
 
 // The streams that clients hold open, so that the daemon can end them. Thread-safe.
 class OpenStreams {

@@ -94,7 +94,11 @@ absl::StatusOr<std::unique_ptr<Backend>> Backend::Create(const ckptd_plugin* plu
     return MakeError(absl::StatusCode::kFailedPrecondition, "INTERNAL",
                      "backend: its table lacks a name or a function that is required");
   }
-  return std::unique_ptr<Backend>(new Backend(plugin));
+  return std::unique_ptr<Backend>(new Backend(plugin, plugin->name, /*hosted=*/false));
+}
+
+std::unique_ptr<Backend> Backend::OfPython(const ckptd_plugin* image_plugin) {
+  return std::unique_ptr<Backend>(new Backend(image_plugin, kPythonBackend, /*hosted=*/true));
 }
 
 absl::StatusOr<std::unique_ptr<Plan>> Backend::MakePlan(const CheckpointSpec& spec) const {
@@ -127,6 +131,10 @@ absl::Status Backend::Seal(const Plan& plan, uint8_t* image, const Sealed& seale
 
 absl::Status BackendRegistry::Add(const ckptd_plugin* plugin) {
   CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, Backend::Create(plugin));
+  return Add(std::move(backend));
+}
+
+absl::Status BackendRegistry::Add(std::unique_ptr<Backend> backend) {
   std::string name(backend->name());
   if (!backends_.emplace(name, std::move(backend)).second) {
     return MakeError(absl::StatusCode::kAlreadyExists, "INTERNAL",

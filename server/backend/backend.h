@@ -53,6 +53,9 @@ class Plan {
   std::vector<uint64_t> tensor_offsets_;
 };
 
+// The name of the backend whose host processes are its clients' own.
+inline constexpr absl::string_view kPythonBackend = "python";
+
 // The host's side of a plugin. Thread-safe. Lives as long as the daemon.
 class Backend {
  public:
@@ -61,8 +64,13 @@ class Backend {
 
   // Refuses a table of another major version, or one that lacks a function.
   static absl::StatusOr<std::unique_ptr<Backend>> Create(const ckptd_plugin* plugin);
+  // The backend "python": images are those of `image_plugin`, which must be one that takes an
+  // object, and a host process of the client's (hosts.h) writes them.
+  static std::unique_ptr<Backend> OfPython(const ckptd_plugin* image_plugin);
 
-  absl::string_view name() const { return plugin_->name; }
+  absl::string_view name() const { return name_; }
+  // Whether saves, loads and removals are done by a host process rather than by the daemon.
+  bool hosted() const { return hosted_; }
 
   // Errors: INVALID_TENSOR where a string has a zero byte in it, what the plugin says, or INTERNAL
   // where its layout lies outside its own file.
@@ -74,14 +82,20 @@ class Backend {
 
  private:
   friend class Plan;
-  explicit Backend(const ckptd_plugin* plugin) : plugin_(plugin) {}
-  const ckptd_plugin* plugin_;
+  Backend(const ckptd_plugin* plugin, absl::string_view name, bool hosted)
+      : plugin_(plugin), name_(name), hosted_(hosted) {}
+  const ckptd_plugin* const plugin_;
+  const std::string name_;
+  const bool hosted_;
 };
 
 // The backends by name. Filled at start, read-only afterwards.
 class BackendRegistry {
  public:
+  // Makes a backend of a plugin (Create), and adds it.
   absl::Status Add(const ckptd_plugin* plugin);
+  // ALREADY_EXISTS where there is one of that name.
+  absl::Status Add(std::unique_ptr<Backend> backend);
 
   // NOT_FOUND names those there are.
   absl::StatusOr<const Backend*> Find(absl::string_view name) const;

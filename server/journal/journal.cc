@@ -46,6 +46,9 @@ constexpr const char* kSteps[] = {
          device INTEGER NOT NULL, newest_save BLOB NOT NULL, error BLOB);)",
     R"(ALTER TABLE saves ADD COLUMN crashes INTEGER NOT NULL DEFAULT 0;)",
     R"(ALTER TABLE saves ADD COLUMN link BLOB NOT NULL DEFAULT x'';)",
+    R"(CREATE TABLE hosts (id BLOB PRIMARY KEY, spec BLOB NOT NULL) WITHOUT ROWID;
+       ALTER TABLE removes ADD COLUMN backend BLOB NOT NULL DEFAULT x'';
+       ALTER TABLE removes ADD COLUMN host BLOB NOT NULL DEFAULT x'';)",
 };
 constexpr int64_t kVersion = std::size(kSteps);
 
@@ -55,6 +58,11 @@ constexpr int kCheckpointPages = 1000;
 absl::Status Corrupt(const std::string& file, absl::string_view what) {
   return MakeError(absl::StatusCode::kDataLoss, "JOURNAL_CORRUPT",
                    absl::StrCat("journal ", file, ": ", what));
+}
+
+// A canonical path, or a URL.
+bool IsTarget(const std::string& target) {
+  return !target.empty() && (target[0] == '/' || target.find("://") != std::string::npos);
 }
 
 }  // namespace
@@ -125,8 +133,11 @@ absl::Status Journal::PrepareAll() {
   CKPTD_ASSIGN_OR_RETURN(
       put_remove_,
       database_->Prepare("INSERT OR REPLACE INTO removes (seq, job, path, target, device, "
-                         "newest_save, error) VALUES (?, ?, ?, ?, ?, ?, ?)"));
+                         "newest_save, error, backend, host) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"));
   CKPTD_ASSIGN_OR_RETURN(forget_remove_, database_->Prepare("DELETE FROM removes WHERE seq = ?"));
+  CKPTD_ASSIGN_OR_RETURN(
+      put_host_, database_->Prepare("INSERT OR REPLACE INTO hosts (id, spec) VALUES (?, ?)"));
+  CKPTD_ASSIGN_OR_RETURN(forget_host_, database_->Prepare("DELETE FROM hosts WHERE id = ?"));
   return absl::OkStatus();
 }
 
@@ -150,14 +161,29 @@ absl::Status Journal::Settle() {
 absl::StatusOr<Journal::Contents> Journal::Read() {
   absl::MutexLock lock(&mu_);
   Contents contents;
+  CKPTD_RETURN_IF_ERROR(ReadSaves(&contents.saves));
+  CKPTD_RETURN_IF_ERROR(ReadRemoves(&contents.removes));
+  CKPTD_ASSIGN_OR_RETURN(SqlStatement hosts, database_->Prepare("SELECT id, spec FROM hosts"));
+  for (;;) {
+    CKPTD_ASSIGN_OR_RETURN(const bool row, hosts.Step());
+    if (!row) return contents;
+    const std::string id = hosts.Blob(0);
+    v1::HostSpec& spec = contents.hosts[id];
+    if (!spec.ParseFromString(hosts.Blob(1)) || spec.argv().empty()) {
+      return Corrupt(file_, absl::StrCat("row ", id, " of hosts is none"));
+    }
+  }
+}
+
+absl::Status Journal::ReadSaves(std::vector<SaveEntry>* entries) {
   CKPTD_ASSIGN_OR_RETURN(
       SqlStatement saves,
       database_->Prepare("SELECT number, seq, ended, save, fingerprint, target, device, image, "
                          "crashes, link FROM saves ORDER BY number"));
   for (;;) {
     CKPTD_ASSIGN_OR_RETURN(const bool row, saves.Step());
-    if (!row) break;
-    SaveEntry& entry = contents.saves.emplace_back();
+    if (!row) return absl::OkStatus();
+    SaveEntry& entry = entries->emplace_back();
     entry.number = static_cast<uint64_t>(saves.Int(0));
     entry.seq = static_cast<uint64_t>(saves.Int(1));
     entry.end = static_cast<uint64_t>(saves.Int(2));
@@ -168,30 +194,35 @@ absl::StatusOr<Journal::Contents> Journal::Read() {
     entry.crashes = static_cast<int>(saves.Int(8));
     entry.link = saves.Blob(9);
     if (!entry.save.ParseFromString(saves.Blob(3)) || entry.save.name().empty() ||
-        entry.target.empty() || entry.target[0] != '/') {
+        !IsTarget(entry.target)) {
       return Corrupt(file_, absl::StrCat("row ", entry.number, " of saves is none"));
     }
   }
-  CKPTD_ASSIGN_OR_RETURN(SqlStatement removes,
-                         database_->Prepare("SELECT seq, job, path, target, device, newest_save, "
-                                            "error FROM removes ORDER BY seq"));
+}
+
+absl::Status Journal::ReadRemoves(std::vector<RemoveEntry>* entries) {
+  CKPTD_ASSIGN_OR_RETURN(
+      SqlStatement removes,
+      database_->Prepare("SELECT seq, job, path, target, device, newest_save, error, backend, host "
+                         "FROM removes ORDER BY seq"));
   for (;;) {
     CKPTD_ASSIGN_OR_RETURN(const bool row, removes.Step());
-    if (!row) break;
-    RemoveEntry& entry = contents.removes.emplace_back();
+    if (!row) return absl::OkStatus();
+    RemoveEntry& entry = entries->emplace_back();
     entry.seq = static_cast<uint64_t>(removes.Int(0));
     entry.job = removes.Blob(1);
     entry.path = removes.Blob(2);
     entry.target = removes.Blob(3);
     entry.device = static_cast<uint64_t>(removes.Int(4));
     entry.newest_save = removes.Blob(5);
-    bool sound = !entry.target.empty() && entry.target[0] == '/';
+    entry.backend = removes.Blob(7);
+    entry.host = removes.Blob(8);
+    bool sound = IsTarget(entry.target);
     if (!removes.IsNull(6)) {
       sound = entry.error.emplace().ParseFromString(removes.Blob(6)) && sound;
     }
     if (!sound) return Corrupt(file_, absl::StrCat("row ", entry.seq, " of removes is none"));
   }
-  return contents;
 }
 
 absl::Status Journal::PutSave(const SaveEntry& entry) {
@@ -223,6 +254,7 @@ absl::Status Journal::PutRemove(const RemoveEntry& entry) {
       .Bind(4, entry.target)
       .Bind(5, static_cast<int64_t>(entry.device))
       .Bind(6, entry.newest_save);
+  put_remove_.Bind(8, entry.backend).Bind(9, entry.host);
   if (entry.error.has_value()) {
     put_remove_.Bind(7, entry.error->SerializeAsString());
   } else {
@@ -234,6 +266,16 @@ absl::Status Journal::PutRemove(const RemoveEntry& entry) {
 absl::Status Journal::ForgetRemove(uint64_t seq) {
   absl::MutexLock lock(&mu_);
   return Written(forget_remove_.Bind(1, static_cast<int64_t>(seq)).Run());
+}
+
+absl::Status Journal::PutHost(const std::string& id, const v1::HostSpec& spec) {
+  absl::MutexLock lock(&mu_);
+  return Written(put_host_.Bind(1, id).Bind(2, spec.SerializeAsString()).Run());
+}
+
+absl::Status Journal::ForgetHost(const std::string& id) {
+  absl::MutexLock lock(&mu_);
+  return Written(forget_host_.Bind(1, id).Run());
 }
 
 // Called by SQLite, inside a call of ours that holds the lock.

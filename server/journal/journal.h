@@ -2,6 +2,7 @@
 #define CKPTD_SERVER_JOURNAL_JOURNAL_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,7 +40,7 @@ class Journal {
     uint64_t number = 0;
     uint64_t seq = 0;
     uint64_t end = 0;
-    // Canonical path, and the device that its folder is on.
+    // Canonical path, or a URL, and the device that its folder is on.
     std::string target;
     uint64_t device = 0;
     // Name of its image in the pool; empty where none is kept.
@@ -60,6 +61,9 @@ class Journal {
     uint64_t device = 0;
     // Name of the newest save that the job had accepted before; empty where there was none.
     std::string newest_save;
+    // The backend that does it, and its host; empty where the daemon removes a file or folder.
+    std::string backend;
+    std::string host;
     // Set once it has failed.
     std::optional<google::rpc::Status> error;
   };
@@ -67,6 +71,8 @@ class Journal {
   struct Contents {
     std::vector<SaveEntry> saves;      // by number
     std::vector<RemoveEntry> removes;  // by seq
+    // How the hosts that work may need are started (v1::HostSpec), by id.
+    std::map<std::string, v1::HostSpec> hosts;
   };
 
   static constexpr absl::Duration kSyncDelay = absl::Milliseconds(200);
@@ -88,6 +94,8 @@ class Journal {
   absl::Status ForgetSave(const std::string& name);
   absl::Status PutRemove(const RemoveEntry& entry);
   absl::Status ForgetRemove(uint64_t seq);
+  absl::Status PutHost(const std::string& id, const v1::HostSpec& spec);
+  absl::Status ForgetHost(const std::string& id);
 
   // 16 hexadecimal digits that no other journal has: marks files of this daemon beside targets.
   const std::string& id() const { return id_; }
@@ -101,6 +109,8 @@ class Journal {
   absl::Status Migrate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PrepareAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status ReadId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status ReadSaves(std::vector<SaveEntry>* entries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status ReadRemoves(std::vector<RemoveEntry>* entries) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Written(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SyncLoop();
   static int OnCommit(void* journal, sqlite3* database, const char* name, int pages);
@@ -116,6 +126,8 @@ class Journal {
   SqlStatement forget_save_ ABSL_GUARDED_BY(mu_);
   SqlStatement put_remove_ ABSL_GUARDED_BY(mu_);
   SqlStatement forget_remove_ ABSL_GUARDED_BY(mu_);
+  SqlStatement put_host_ ABSL_GUARDED_BY(mu_);
+  SqlStatement forget_host_ ABSL_GUARDED_BY(mu_);
   int log_pages_ ABSL_GUARDED_BY(mu_) = 0;
   bool unsynced_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

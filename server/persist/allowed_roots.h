@@ -38,6 +38,9 @@ class AllowedRoots {
   // Opens the file that `path`, symlinks included, leads to, for reading. The same.
   FileDescriptor OpenFile(FileSystem* fs, const std::string& path) const;
 
+  // Whether checkpoints may be anywhere.
+  bool AllowsAll() const { return roots_.empty(); }
+
   // Whether a folder is one of the roots itself.
   bool IsRoot(const struct stat& info) const;
 

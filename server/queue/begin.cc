@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/backend/fingerprint.h"
 #include "server/queue/requests.h"
 #include "server/queue/save_queue.h"
 
@@ -38,12 +39,7 @@ absl::StatusOr<v1::ReserveResponse> SaveQueue::Reserve(const v1::ReserveRequest&
   v1::ReserveResponse response;
   response.set_image_count(reserved->count);
   for (const Pool::FreeImage& image : reserved->images) {
-    v1::Image* told = response.add_images();
-    told->set_path(image.path);
-    told->set_size_bytes(static_cast<int64_t>(image.size));
-    told->set_inode(image.inode);
-    told->set_id(image.id);
-    told->set_cuts(image.cuts);
+    Describe(image, response.add_images());
   }
   return response;
 }
@@ -61,13 +57,19 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   CKPTD_RETURN_IF_ERROR(CheckTensors(request, options_.max_tensors));
   CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
   CKPTD_RETURN_IF_ERROR(CheckVisible(request));
+  CKPTD_RETURN_IF_ERROR(CheckHost(*backend, request.host()));
   const CheckpointSpec spec = ToSpec(request);
   CKPTD_ASSIGN_OR_RETURN(made->plan, backend->MakePlan(spec));
   made->umask = request.umask() & 0777;
-  CKPTD_ASSIGN_OR_RETURN(made->target,
-                         PrepareWithin(request.path(), made->umask, &made->unprepared));
+  if (backend->hosted()) {
+    CKPTD_ASSIGN_OR_RETURN(made->target, ResolvePlace(request.path()));
+  } else {
+    CKPTD_ASSIGN_OR_RETURN(made->target,
+                           PrepareWithin(request.path(), made->umask, &made->unprepared));
+  }
   made->visible = request.visible();
   made->device = made->target.device;
+  if (backend->hosted()) SetHosted(made.get(), request);
   made->keys = {made->target.path};
   const std::string canonical = Canonical(request);
   made->fingerprint = Fingerprint(canonical);
@@ -273,12 +275,7 @@ v1::BeginSaveResponse SaveQueue::MakeResponse(const SaveRecord& record) const {
   v1::BeginSaveResponse response;
   *response.mutable_save() = record.save;
   if (record.save.state() != v1::Save::STAGING || record.image == nullptr) return response;
-  const Image& image = *record.image;
-  response.mutable_image()->set_path(image.path());
-  response.mutable_image()->set_size_bytes(static_cast<int64_t>(image.size()));
-  response.mutable_image()->set_inode(image.inode());
-  response.mutable_image()->set_id(image.id());
-  response.mutable_image()->set_cuts(image.cuts());
+  Describe(*record.image, response.mutable_image());
   response.set_object_offset(static_cast<int64_t>(record.plan->object_offset()));
   response.mutable_tensor_offsets()->Reserve(
       static_cast<int>(record.plan->tensor_offsets().size()));

@@ -106,6 +106,7 @@ void SaveQueue::EndOperation(Operation* op) {
   auto it = accepted_.find(op);
   if (it == accepted_.end()) return;
   work_.Remove(it->second.get());
+  if (!it->second->host.empty()) LeaveHost(it->second->host);
   accepted_.erase(it);
   if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Uptime();
 }
@@ -178,10 +179,14 @@ void SaveQueue::Stop() {
     stopping_ = true;
     for (const auto& [id, session] : sessions_) session->ended = true;
     for (const auto& [op, work] : accepted_) {
-      if (op->kind == Operation::Kind::kSave)
+      if (op->kind == Operation::Kind::kSave) {
         static_cast<SaveRecord*>(op)->control.cancelled = true;
+      } else {
+        static_cast<RemoveRecord*>(op)->cancelled = true;
+      }
     }
     workers.swap(workers_);
+    if (options_.hosts != nullptr) options_.hosts->Wake();
   }
   pool_->Wake();
   for (std::thread& worker : workers) worker.join();

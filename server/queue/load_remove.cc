@@ -25,6 +25,13 @@ absl::Status Stopping(absl::string_view what) {
 // Below that to read the file costs less than to map memory and give it back.
 constexpr uint64_t kLeastLentBytes = uint64_t{1} << 20;
 
+// A part of an image, as far as it has one there.
+std::string Cut(const Image& image, int64_t offset, size_t length) {
+  const uint64_t from = std::min(static_cast<uint64_t>(std::max<int64_t>(offset, 0)), image.size());
+  return {reinterpret_cast<const char*>(image.data()) + from,
+          std::min<uint64_t>(length, image.size() - from)};
+}
+
 bool IsAtOrBelow(const std::string& key, const std::string& path) {
   return key == path || absl::StartsWith(key, path + "/");
 }
@@ -35,6 +42,10 @@ bool IsAtOrBelow(const std::string& key, const std::string& path) {
 
 absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRequest& request,
                                                            absl::Time deadline) {
+  if (!request.backend().empty()) {
+    CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
+    if (backend->hosted()) return HoldPlace(request, deadline);
+  }
   auto record = std::make_shared<LoadRecord>();
   CKPTD_ASSIGN_OR_RETURN(const Target target,
                          ResolveTarget(fs_, options_.allow_roots, request.path()));
@@ -42,19 +53,7 @@ absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRe
   // Through a symlink, the load also touches the file that it leads to.
   std::string real;
   if (fs_->RealPath(target.path, &real) == 0 && real != target.path) record->keys.push_back(real);
-  {
-    absl::MutexLock lock(&mu_);
-    CKPTD_ASSIGN_OR_RETURN(const SessionPtr session, FindSession(request.session_id()));
-    record->session = session;
-    order_.Add(record.get(), {});
-    record->id = absl::StrCat(session->id, "-", record->seq);
-    loads_[record->id] = record;
-    session->loads[record->id] = record;
-    if (absl::Status status = WaitForTurn(record, session, deadline); !status.ok()) {
-      DropLoad(record);
-      return status;
-    }
-  }
+  CKPTD_RETURN_IF_ERROR(TakeTurn(record, request.session_id(), deadline));
   v1::BeginLoadResponse response;
   absl::Status status = OpenLoad(request, record, &response);
   if (status.ok()) return response;
@@ -65,6 +64,21 @@ absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRe
       absl::StatusCode::kNotFound, "CHECKPOINT_NOT_FOUND",
       absl::StrCat("Checkpoint file not found: ", request.path(), LastFailure(target.path)),
       {{"path", request.path()}});
+}
+
+// Gives a load its place in the order, and waits for its turn.
+absl::Status SaveQueue::TakeTurn(const LoadPtr& record, const std::string& session_id,
+                                 absl::Time deadline) {
+  absl::MutexLock lock(&mu_);
+  CKPTD_ASSIGN_OR_RETURN(const SessionPtr session, FindSession(session_id));
+  record->session = session;
+  order_.Add(record.get(), {});
+  record->id = absl::StrCat(session->id, "-", record->seq);
+  loads_[record->id] = record;
+  session->loads[record->id] = record;
+  absl::Status status = WaitForTurn(record, session, deadline);
+  if (!status.ok()) DropLoad(record);
+  return status;
 }
 
 absl::Status SaveQueue::WaitForTurn(const LoadPtr& record, const SessionPtr& session,
@@ -125,11 +139,7 @@ void SaveQueue::LendImage(const LoadPtr& record, const FileId& file,
     image = std::move(copy);
   }
   if (image == nullptr) return;
-  v1::Image* told = response->mutable_image();
-  told->set_path(image->path());
-  told->set_size_bytes(static_cast<int64_t>(image->size()));
-  told->set_inode(image->inode());
-  told->set_id(image->id());
+  Describe(*image, response->mutable_image());
   response->set_image_filled(filled);
   absl::MutexLock lock(&mu_);
   if (loads_.count(record->id) == 0) return pool_->Release(std::move(image));  // its client is gone
@@ -141,6 +151,9 @@ absl::StatusOr<std::string> SaveQueue::ReadLoad(const std::string& load_id, int6
   LoadPtr record;
   {
     absl::MutexLock lock(&mu_);
+    if (auto task = host_tasks_.find(load_id); task != host_tasks_.end()) {
+      return Cut(*task->second->image, offset, length);
+    }
     auto it = loads_.find(load_id);
     if (it == loads_.end() || !it->second->file) {
       return MakeError(absl::StatusCode::kNotFound, "LOAD_NOT_FOUND",
@@ -202,9 +215,22 @@ absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& requ
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
                      "remove: needs a job, jobs/{job}: the removal waits for its saves");
   }
-  CKPTD_ASSIGN_OR_RETURN(record->target, ResolveTarget(fs_, options_.allow_roots, request.path()));
+  bool hosted = false;
+  if (!request.backend().empty()) {
+    CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
+    hosted = backend->hosted();
+    CKPTD_RETURN_IF_ERROR(CheckHost(*backend, request.host()));
+  }
+  if (hosted) {
+    CKPTD_ASSIGN_OR_RETURN(record->target, ResolvePlace(request.path()));
+    record->backend = request.backend();
+    record->host = request.host();
+  } else {
+    CKPTD_ASSIGN_OR_RETURN(record->target,
+                           ResolveTarget(fs_, options_.allow_roots, request.path()));
+  }
   record->path = request.path();
-  record->device = record->target.device;
+  record->device = hosted ? HostDevice(record->host) : record->target.device;
   record->keys = {record->target.path};
   absl::MutexLock lock(&mu_);
   CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("remove"));
@@ -254,6 +280,8 @@ Journal::RemoveEntry SaveQueue::ToEntry(const RemoveRecord& record) const {
   entry.target = record.target.path;
   entry.device = record.device;
   if (record.newest_save != nullptr) entry.newest_save = record.newest_save->save.name();
+  entry.backend = record.backend;
+  entry.host = record.host;
   return entry;
 }
 
@@ -267,8 +295,7 @@ absl::Status SaveQueue::Accept(const RemovePtr& record) {
   }
   PassFailpoint("remove.journaled");
   jobs_[record->job].removes.insert(record);
-  accepted_[record.get()] = record;
-  if (record->blockers == 0) work_.Add(record);
+  AddAccepted(record);
   return absl::OkStatus();
 }
 
@@ -322,8 +349,7 @@ absl::StatusOr<v1::FlushResponse> SaveQueue::Flush(const v1::FlushRequest& reque
   CKPTD_ASSIGN_OR_RETURN(const std::string job, JobOfParent(request.parent(), true));
   std::string path;
   if (!request.path().empty()) {
-    CKPTD_ASSIGN_OR_RETURN(const Target target,
-                           ResolveTarget(fs_, options_.allow_roots, request.path()));
+    CKPTD_ASSIGN_OR_RETURN(const Target target, ResolvePlace(request.path()));
     path = target.path;
   }
   std::vector<SavePtr> saves;

@@ -1,6 +1,7 @@
 #ifndef CKPTD_SERVER_QUEUE_RECORDS_H_
 #define CKPTD_SERVER_QUEUE_RECORDS_H_
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -52,6 +53,8 @@ struct SaveRecord : Work {
   std::string link;
   // The whole image is final: there is nothing left to seal.
   bool sealed = false;
+  // Where a host process writes it: the request, as that gets it.
+  v1::BeginSaveRequest hosted;
   // Daemons that have crashed over it.
   int crashes = 0;
   // The storage did not answer BeginSave: the folders of the target are still to be made.
@@ -86,7 +89,11 @@ struct RemoveRecord : Work {
 
   std::string job;
   std::string path;
+  // As its request named it; empty where the daemon removes what is at the path.
+  std::string backend;
   Target target;
+  // The daemon ends.
+  std::atomic<bool> cancelled{false};
   // The newest save that the job had accepted when the removal was: it must have become durable.
   std::shared_ptr<SaveRecord> newest_save;
   bool ended = false;
@@ -100,6 +107,8 @@ struct Session {
   CancelToken ended{false};
   std::set<std::shared_ptr<SaveRecord>> staging;
   std::map<std::string, std::shared_ptr<LoadRecord>> loads;
+  // The host processes that it has registered.
+  std::set<std::string> hosts;
   // Saves that ended and were not told yet, oldest first.
   std::vector<v1::Save> ended_saves;
 };

@@ -1,9 +1,5 @@
 #include "server/queue/requests.h"
 
-#include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
-#include <isa-l/crc64.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -14,10 +10,13 @@
 #include "absl/strings/string_view.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/backend/fingerprint.h"
 
 namespace ckptd {
 namespace {
 
+// What a host process is told of a save beside its tensors, in bytes.
+constexpr size_t kMaxArguments = size_t{16} << 20;
 constexpr uint64_t kMaxBytes = uint64_t{1} << 50;
 
 bool IsId(absl::string_view id) {
@@ -86,6 +85,10 @@ absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tenso
                                       " tensors, at most ", max_tensors,
                                       " are taken; split the state over several checkpoints"));
   }
+  if (request.arguments().size() > kMaxArguments) {
+    return LimitExceeded(absl::StrCat("save: its arguments have ", request.arguments().size(),
+                                      " bytes, at most ", kMaxArguments, " are taken"));
+  }
   if (request.object_bytes() < 0) return InvalidTensor(-1, "object_bytes is negative");
   absl::flat_hash_set<absl::string_view> names;
   uint64_t total = static_cast<uint64_t>(request.object_bytes());
@@ -132,20 +135,19 @@ CheckpointSpec ToSpec(const v1::BeginSaveRequest& request) {
 std::string Canonical(const v1::BeginSaveRequest& request) {
   v1::BeginSaveRequest copy = request;
   copy.clear_session_id();
-  std::string bytes;
-  {
-    google::protobuf::io::StringOutputStream stream(&bytes);
-    google::protobuf::io::CodedOutputStream coded(&stream);
-    coded.SetSerializationDeterministic(true);
-    copy.SerializeToCodedStream(&coded);
-  }
-  return bytes;
+  return CanonicalBytes(copy);
 }
 
-std::string Fingerprint(const std::string& canonical) {
-  const uint64_t crc = crc64_ecma_refl(0, reinterpret_cast<const unsigned char*>(canonical.data()),
-                                       canonical.size());
-  return absl::StrCat(canonical.size(), "-", absl::Hex(crc, absl::kZeroPad16));
+void Describe(const Image& image, v1::Image* told) {
+  Describe({image.path(), image.size(), image.inode(), image.id(), image.cuts()}, told);
+}
+
+void Describe(const Pool::FreeImage& image, v1::Image* told) {
+  told->set_path(image.path);
+  told->set_size_bytes(static_cast<int64_t>(image.size));
+  told->set_inode(image.inode);
+  told->set_id(image.id);
+  told->set_cuts(image.cuts);
 }
 
 absl::Status NotStaging(const v1::Save& save, absl::string_view verb) {

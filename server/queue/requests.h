@@ -9,6 +9,8 @@
 #include "absl/strings/string_view.h"
 #include "ckptd/v1/checkpoint.pb.h"
 #include "server/backend/backend.h"
+#include "server/staging/image.h"
+#include "server/staging/pool.h"
 
 namespace ckptd {
 
@@ -19,7 +21,7 @@ absl::StatusOr<std::string> JobOfSave(const std::string& name);
 absl::StatusOr<std::string> JobOfParent(const std::string& parent, bool optional);
 
 // Checks what BeginSave announces: at most `max_tensors`, names there and unique, sizes that add up
-// to less than 2^50 bytes.
+// to less than 2^50 bytes; arguments of at most 16 MiB.
 absl::Status CheckTensors(const v1::BeginSaveRequest& request, int64_t max_tensors);
 
 // How many tensors it announces, in either form.
@@ -34,8 +36,9 @@ CheckpointSpec ToSpec(const v1::BeginSaveRequest& request);
 // The request without its session, in bytes that are equal for equal requests. They can be parsed.
 std::string Canonical(const v1::BeginSaveRequest& request);
 
-// A short mark of such bytes, the same in every build of the daemon.
-std::string Fingerprint(const std::string& canonical);
+// What a client needs to map the image.
+void Describe(const Image& image, v1::Image* told);
+void Describe(const Pool::FreeImage& image, v1::Image* told);
 
 // SAVE_NOT_STAGING: why one cannot `verb` the save.
 absl::Status NotStaging(const v1::Save& save, absl::string_view verb);

@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/backend/fingerprint.h"
 #include "server/queue/requests.h"
 #include "server/queue/save_queue.h"
 
@@ -59,6 +60,7 @@ absl::Status SaveQueue::Restore(
     const Journal::Contents& contents,
     const std::function<void(const std::set<std::string>& images)>& adopted) {
   absl::MutexLock lock(&mu_);
+  RestoreHosts(contents);
   std::vector<std::pair<uint64_t, uint64_t>> ended;
   uint64_t last_seq = 0;
   for (const Journal::SaveEntry& entry : contents.saves) {
@@ -92,8 +94,7 @@ absl::Status SaveQueue::Restore(
       order_.ContinueAt(record->seq);
       order_.Add(record.get(), {});
       job.active.insert(record);
-      accepted_[record.get()] = record;
-      if (record->blockers == 0) work_.Add(record);
+      AddAccepted(record);
     }
   };
   for (const Journal::RemoveEntry& entry : contents.removes) {
@@ -103,6 +104,7 @@ absl::Status SaveQueue::Restore(
   }
   restore_saves_before(UINT64_MAX);
   RestoreLinks();
+  ForgetUnusedHosts(contents);
   order_.ContinueAt(last_seq + 1);
   TrimHistory();
   if (!accepted_.empty()) {
@@ -189,6 +191,7 @@ absl::Status SaveQueue::AdoptImage(const SavePtr& record, const std::string& ima
   CKPTD_ASSIGN_OR_RETURN(record->plan, backend->MakePlan(ToSpec(request)));
   record->umask = request.umask() & 0777;
   record->visible = request.visible();
+  if (backend->hosted()) SetHosted(record.get(), request);
   CKPTD_ASSIGN_OR_RETURN(record->image, pool_->Adopt(image, record->plan->file_bytes()));
   if (request.visible() == v1::BeginSaveRequest::AT_RETURN) record->image->set_shown();
   return absl::OkStatus();
@@ -210,14 +213,15 @@ void SaveQueue::RestoreRemove(const Journal::RemoveEntry& entry) {
   record->target.device = entry.device;
   record->device = entry.device;
   record->keys = {entry.target};
-  record->adopted = true;
+  record->backend = entry.backend;
+  record->host = entry.host;
+  record->adopted = record->host.empty();
   auto newest = by_name_.find(entry.newest_save);
   if (newest != by_name_.end()) record->newest_save = newest->second;
   order_.ContinueAt(entry.seq);
   AddInOrder(record);
   jobs_[record->job].removes.insert(record);
-  accepted_[record.get()] = record;
-  if (record->blockers == 0) work_.Add(record);
+  AddAccepted(record);
 }
 
 absl::Status SaveQueue::RestoreOrphans(const std::vector<std::string>& images) {

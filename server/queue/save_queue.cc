@@ -83,6 +83,7 @@ void SaveQueue::CloseSession(const std::string& session_id) {
     }
     *loads = session->loads;
     for (const auto& [id, load] : *loads) DropLoad(load);
+    for (const std::string& host : session->hosts) LeaveHost(host);
     if (sessions_.empty() && accepted_.empty()) idle_since_ = clock_->Uptime();
     spdlog::info("session {}: closed", session_id);
   }
@@ -224,8 +225,7 @@ void SaveQueue::Enqueue(const SavePtr& record) {
   Job& job = jobs_[record->job];
   job.active.insert(record);
   job.newest_save = record;
-  accepted_[record.get()] = record;
-  if (record->blockers == 0) work_.Add(record);
+  AddAccepted(record);
 }
 
 // Ends a save that is STAGING; its image, if any, is then for the caller to give back. False where
@@ -297,6 +297,7 @@ absl::StatusOr<v1::Save> SaveQueue::CancelSave(const std::string& name) {
     } else if (record->save.state() == v1::Save::PERSISTING) {
       record->cancel_requested = true;
       record->control.cancelled = true;
+      if (options_.hosts != nullptr) options_.hosts->Wake();
     }
     save = record->save;
   }

@@ -21,6 +21,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "ckptd/v1/checkpoint.pb.h"
+#include "server/backend/hosts.h"
 #include "server/journal/journal.h"
 #include "server/os/clock.h"
 #include "server/os/crash_marker.h"
@@ -64,6 +65,8 @@ class SaveQueue {
     int max_crashes = 3;
     // Told the number of the save that a thread persists; may be null.
     const CrashMarker* crash_marker = nullptr;
+    // Where backends run that have host processes; null: there are none of those.
+    BackendHosts* hosts = nullptr;
     // Where tests kill the daemon; may be null.
     Failpoints* failpoints = nullptr;
   };
@@ -93,6 +96,9 @@ class SaveQueue {
   std::string OpenSession(const std::string& client);
   void CloseSession(const std::string& session_id);
 
+  // ---- Hosts
+  absl::StatusOr<v1::RegisterHostResponse> RegisterHost(const v1::RegisterHostRequest& request);
+
   // ---- Saves
   absl::StatusOr<v1::ReserveResponse> Reserve(const v1::ReserveRequest& request,
                                               absl::Time deadline);
@@ -113,7 +119,8 @@ class SaveQueue {
   // ---- Loads and removals
   absl::StatusOr<v1::BeginLoadResponse> BeginLoad(const v1::BeginLoadRequest& request,
                                                   absl::Time deadline);
-  // Reads up to `length` bytes; an empty string at the end of the file.
+  // Reads up to `length` bytes; an empty string at the end of the file. With the id of a host's
+  // task, that of a save, it reads the image.
   absl::StatusOr<std::string> ReadLoad(const std::string& load_id, int64_t offset, size_t length);
   void EndLoad(const std::string& load_id);
   absl::Status RemoveCheckpoint(const v1::RemoveCheckpointRequest& request, absl::Time deadline);
@@ -187,6 +194,21 @@ class SaveQueue {
   v1::BeginSaveResponse MakeResponse(const SaveRecord& record) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // hosted.cc
+  absl::Status CheckHost(const Backend& backend, const std::string& host) const;
+  static void SetHosted(SaveRecord* record, const v1::BeginSaveRequest& request);
+  static uint64_t HostDevice(const std::string& host);
+  absl::StatusOr<Target> ResolvePlace(const std::string& path) const;
+  absl::Status PersistHosted(const SavePtr& record);
+  absl::Status RemoveHosted(const RemovePtr& record);
+  absl::StatusOr<v1::BeginLoadResponse> HoldPlace(const v1::BeginLoadRequest& request,
+                                                  absl::Time deadline);
+  void AddAccepted(const WorkPtr& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void UseHost(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void LeaveHost(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RestoreHosts(const Journal::Contents& contents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ForgetUnusedHosts(const Journal::Contents& contents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // visible.cc; what has no lock may wait for the storage
   static bool WantsLink(const SaveRecord& record);
   absl::Status AcceptVisible(const SavePtr& record);
@@ -243,6 +265,7 @@ class SaveQueue {
   void RestoreRemove(const Journal::RemoveEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // load_remove.cc
+  absl::Status TakeTurn(const LoadPtr& record, const std::string& session_id, absl::Time deadline);
   absl::Status WaitForTurn(const LoadPtr& record, const SessionPtr& session, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status OpenLoad(const v1::BeginLoadRequest& request, const LoadPtr& record,
@@ -282,6 +305,11 @@ class SaveQueue {
   std::map<std::string, SessionPtr> sessions_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, LoadPtr> loads_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, Job> jobs_ ABSL_GUARDED_BY(mu_);
+  // How many sessions and pieces of accepted work need a host process.
+  std::map<std::string, int> host_users_ ABSL_GUARDED_BY(mu_);
+  // Saves that host processes have, by the task's id.
+  std::map<std::string, SavePtr> host_tasks_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_task_ ABSL_GUARDED_BY(mu_) = 1;
   // Jobs of the failed removals that nobody was told, by the removal's place in the order.
   std::map<uint64_t, std::string> failed_removals_ ABSL_GUARDED_BY(mu_);
   // Saves and removals that nothing blocks.

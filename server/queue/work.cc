@@ -123,6 +123,12 @@ void SaveQueue::RunSave(const SavePtr& record) {
 absl::Status SaveQueue::Persist(const SavePtr& record) {
   const CrashMarker::Scope blame(options_.crash_marker, record->number);
   PassFailpoint("persist.begin");
+  record->control.on_progress = [&] {
+    absl::MutexLock lock(&mu_);
+    record->save.set_persisted_bytes(static_cast<int64_t>(record->control.written.load()));
+    Tell(*record, /*progress_only=*/true);
+  };
+  if (!record->host.empty()) return PersistHosted(record);
   if (record->unprepared) {
     CKPTD_ASSIGN_OR_RETURN(record->target, PrepareTarget(fs_, options_.allow_roots,
                                                          record->save.path(), record->umask));
@@ -131,11 +137,6 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
   CKPTD_RETURN_IF_ERROR(RestoreFolder(*record));
   if (record->adopted) record->adopted = !leftovers_.RemoveFrom(record->target.dir);
   CKPTD_ASSIGN_OR_RETURN(const PersistSource source, SourceOf(*record));
-  record->control.on_progress = [&] {
-    absl::MutexLock lock(&mu_);
-    record->save.set_persisted_bytes(static_cast<int64_t>(record->control.written.load()));
-    Tell(*record, /*progress_only=*/true);
-  };
   const absl::Duration start = clock_->Uptime();
   CKPTD_RETURN_IF_ERROR(
       persister_.Persist(source, record->target, record->umask, &record->control));
@@ -206,7 +207,9 @@ void SaveQueue::RunRemove(const RemovePtr& record) {
   }
   if (status.ok()) {
     if (record->adopted) record->adopted = !leftovers_.RemoveFrom(record->target.dir);
-    status = RemovePath(fs_, options_.allow_roots, record->target, options_.failpoints);
+    status = record->host.empty()
+                 ? RemovePath(fs_, options_.allow_roots, record->target, options_.failpoints)
+                 : RemoveHosted(record);
     PassFailpoint("remove.removed");
     absl::MutexLock lock(&mu_);
     if (!status.ok() && stopping_) return;

@@ -18,7 +18,8 @@ WorkList::Entries::const_iterator WorkList::FindRunnable(absl::Duration now) con
     const Entry& entry = item.second;
     if (entry.due > now || entry.work->paused) return false;
     auto running = running_.find(entry.work->device);
-    return running == running_.end() || running->second < per_device_;
+    return running == running_.end() ||
+           running->second < (entry.work->host.empty() ? per_device_ : 1);
   });
 }
 

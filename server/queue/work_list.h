@@ -24,6 +24,8 @@ struct Work : Operation {
   bool adopted = false;
   // Somebody else has hold of it for the moment.
   bool paused = false;
+  // The process that does it (backend/hosts.h), one thing at a time; empty where the daemon does.
+  std::string host;
   // Attempts that have failed, and when (uptime) the first one did.
   int failures = 0;
   absl::Duration first_failure;
@@ -33,7 +35,8 @@ struct Work : Operation {
 
 // Work that nothing blocks any more, in the order in which it was accepted; some of it may have to
 // wait for another attempt. No device gets more than `per_device` workers, so that one whose
-// storage hangs holds up nobody else. Not thread-safe.
+// storage hangs holds up nobody else; and what a host process does, which counts as a device, one.
+// Not thread-safe.
 class WorkList {
  public:
   explicit WorkList(int per_device) : per_device_(per_device) {}

@@ -96,7 +96,7 @@ TEST_F(ApiTest, TellsHowItIs) {
   EXPECT_EQ(status.start_time().seconds(), absl::ToUnixSeconds(clock_.Now()));
   EXPECT_FALSE(status.draining());
   EXPECT_EQ(status.session_count(), 2) << "the fixture's and this one's";
-  EXPECT_THAT(status.backends(), ElementsAre("raw", "torch"));
+  EXPECT_THAT(status.backends(), ElementsAre("python", "raw", "torch"));
   EXPECT_EQ(status.pool().dir(), shm_.path());
   EXPECT_EQ(status.pool().budget_bytes(), 64 << 20);
   EXPECT_EQ(status.pool().used_bytes(), 4096);

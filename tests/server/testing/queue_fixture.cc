@@ -45,6 +45,7 @@ std::vector<std::string> Recorder::States() const {
 QueueTest::QueueTest(TempDir::Place place) : disk_(place), state_(place) {
   EXPECT_OK(backends_.Add(FakePlugin()));
   EXPECT_OK(backends_.Add(TorchPlugin()));
+  EXPECT_OK(backends_.Add(Backend::OfPython(TorchPlugin())));
 }
 
 QueueTest::~QueueTest() {
@@ -85,8 +86,10 @@ absl::Status QueueTest::TryRestart(const SaveQueue::Options& options,
   pool_options.dir = shm_.path();
   pool_options.budget_bytes = budget_;
   pool_ = std::make_unique<Pool>(&fs_, pool_options, std::move(lock));
+  SaveQueue::Options with = options;
+  with.hosts = &hosts_;
   queue_ =
-      std::make_unique<SaveQueue>(&fs_, &clock_, journal_.get(), pool_.get(), &backends_, options);
+      std::make_unique<SaveQueue>(&fs_, &clock_, journal_.get(), pool_.get(), &backends_, with);
   CKPTD_ASSIGN_OR_RETURN(Journal::Contents contents, journal_->Read());
   CKPTD_RETURN_IF_ERROR(CountCrashes(crashed, journal_.get(), &contents));
   CKPTD_RETURN_IF_ERROR(queue_->Restore(contents, [&](const std::set<std::string>& images) {

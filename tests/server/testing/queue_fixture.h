@@ -98,6 +98,7 @@ class QueueTest : public testing::Test {
   TempDir disk_;
   TempDir shm_{TempDir::Place::kMemory};
   TempDir state_;
+  BackendHosts hosts_{BackendHosts::Options{}};
   const std::unique_ptr<FileSystem> posix_ = NewPosixFileSystem();
   FaultyFileSystem fs_{posix_.get()};
   FakeClock clock_;
