@@ -35,6 +35,7 @@ absl::Status Daemon::Build() {
                          Acceptor::Bind(fs_.get(), options_.socket));
   CKPTD_RETURN_IF_ERROR(backends_.Add(TorchPlugin()));
   CKPTD_RETURN_IF_ERROR(backends_.Add(Backend::OfPython(TorchPlugin())));
+  CKPTD_RETURN_IF_ERROR(backends_.Add(XlaPlugin()));
   CKPTD_ASSIGN_OR_RETURN(allow_roots_, AllowedRoots::Open(fs_.get(), options_.allow_roots));
   CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(fs_.get(), options_.pool_dir));
   Pool::Options pool_options;

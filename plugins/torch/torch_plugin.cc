@@ -43,9 +43,9 @@ constexpr size_t kSerializationIdBytes = 40;
 // Far enough apart to cost nothing, close enough for writing to follow at once.
 constexpr uint64_t kCrcStep = uint64_t{4} << 20;
 
-ckptd_code Fail(const ckptd_host* host, ckptd_error* error, ckptd_code code,
+ckptd_code Fail(const ckptd_host* host, ckptd_call* call, ckptd_code code,
                 std::string_view message) {
-  host->set_error(error, message.data(), message.size());
+  host->set_error(call, message.data(), message.size());
   return code;
 }
 
@@ -71,19 +71,19 @@ std::vector<Record> ListRecords(const ckptd_spec& spec) {
   return records;
 }
 
-ckptd_code CheckSpec(const ckptd_host* host, const ckptd_spec& spec, ckptd_error* error) {
+ckptd_code CheckSpec(const ckptd_host* host, ckptd_call* call, const ckptd_spec& spec) {
   if (spec.option_count > 0) {
-    return Fail(host, error, CKPTD_INVALID_ARGUMENT,
+    return Fail(host, call, CKPTD_INVALID_ARGUMENT,
                 std::string("option '") + spec.options[0].key +
                     "': the torch backend takes no options; leave it out");
   }
   if (spec.object_bytes == 0) {
-    return Fail(host, error, CKPTD_INVALID_ARGUMENT,
+    return Fail(host, call, CKPTD_INVALID_ARGUMENT,
                 "object_bytes: is 0; the torch backend needs a pickle (data.pkl)");
   }
   for (size_t i = 0; i < spec.tensor_count; ++i) {
     if (std::to_string(i) != spec.tensors[i].name) {
-      return Fail(host, error, CKPTD_INVALID_ARGUMENT,
+      return Fail(host, call, CKPTD_INVALID_ARGUMENT,
                   "tensor " + std::to_string(i) + ": is named '" + spec.tensors[i].name +
                       "'; the torch backend wants storages named 0, 1, 2, ... in order");
     }
@@ -91,10 +91,10 @@ ckptd_code CheckSpec(const ckptd_host* host, const ckptd_spec& spec, ckptd_error
   return CKPTD_OK;
 }
 
-ckptd_code Plan(const ckptd_host* host, const ckptd_spec* spec, ckptd_plan** plan,
-                ckptd_layout* layout, ckptd_error* error) {
+ckptd_code Plan(const ckptd_host* host, ckptd_call* call, const ckptd_spec* spec, ckptd_plan** plan,
+                ckptd_layout* layout) {
   try {
-    if (ckptd_code code = CheckSpec(host, *spec, error); code != CKPTD_OK) return code;
+    if (ckptd_code code = CheckSpec(host, call, *spec); code != CKPTD_OK) return code;
     auto made = std::make_unique<ckptd_plan>();
     made->layout = torch_zip::PlanRecords(ListRecords(*spec));
     const std::vector<Record>& records = made->layout.records;
@@ -108,7 +108,7 @@ ckptd_code Plan(const ckptd_host* host, const ckptd_spec* spec, ckptd_plan** pla
     *plan = made.release();
     return CKPTD_OK;
   } catch (const std::exception& e) {
-    return Fail(host, error, CKPTD_INTERNAL, std::string("torch backend, plan: ") + e.what());
+    return Fail(host, call, CKPTD_INTERNAL, std::string("torch backend, plan: ") + e.what());
   }
 }
 
@@ -139,8 +139,8 @@ std::string SerializationId(const Layout& layout, const std::vector<uint32_t>& c
 
 // Checksums one record in steps, so that writing to storage follows close behind; false when the
 // save was cancelled.
-bool SealRecord(const ckptd_host* host, const Record& record, uint8_t* image,
-                ckptd_progress* progress, uint32_t* crc) {
+bool SealRecord(const ckptd_host* host, ckptd_call* call, const Record& record, uint8_t* image,
+                uint32_t* crc) {
   torch_zip::WriteHeader(record, image);
   const uint64_t end = record.payload_offset + record.size;
   uint32_t sum = 0;
@@ -148,15 +148,14 @@ bool SealRecord(const ckptd_host* host, const Record& record, uint8_t* image,
     const uint64_t step = std::min(kCrcStep, end - at);
     sum = crc32_gzip_refl(sum, image + at, step);
     at += step;
-    if (step == kCrcStep && host->sealed(progress, at) != 0) return false;
+    if (step == kCrcStep && host->progress(call, at) != 0) return false;
   }
   *crc = sum;
   torch_zip::WriteDescriptor(record, sum, image);
   return true;
 }
 
-ckptd_code SealAll(const ckptd_host* host, const Layout& layout, uint8_t* image,
-                   ckptd_progress* progress) {
+ckptd_code SealAll(const ckptd_host* host, ckptd_call* call, const Layout& layout, uint8_t* image) {
   const std::vector<Record>& records = layout.records;
   auto write = [&](size_t index, std::string_view text) {
     std::memcpy(image + records[index].payload_offset, text.data(), text.size());
@@ -172,43 +171,54 @@ ckptd_code SealAll(const ckptd_host* host, const Layout& layout, uint8_t* image,
   for (size_t i = 0; i < records.size(); ++i) {
     if (i == version + 1) write(i, SerializationId(layout, crcs));
     uint32_t crc = 0;
-    if (!SealRecord(host, records[i], image, progress, &crc)) return CKPTD_CANCELLED;
+    if (!SealRecord(host, call, records[i], image, &crc)) return CKPTD_CANCELLED;
     crcs.push_back(crc);
     const uint64_t end =
         records[i].payload_offset + records[i].size + torch_zip::DescriptorBytes(records[i]);
     if (end - told < kCrcStep) continue;
     told = end;
-    if (host->sealed(progress, end) != 0) return CKPTD_CANCELLED;
+    if (host->progress(call, end) != 0) return CKPTD_CANCELLED;
   }
   torch_zip::WriteDirectory(layout, crcs, image);
-  return host->sealed(progress, layout.file_bytes) != 0 ? CKPTD_CANCELLED : CKPTD_OK;
+  return host->progress(call, layout.file_bytes) != 0 ? CKPTD_CANCELLED : CKPTD_OK;
 }
 
-ckptd_code Seal(const ckptd_host* host, const ckptd_plan* plan, uint8_t* image,
-                ckptd_progress* progress, ckptd_error* error) {
+ckptd_code Seal(const ckptd_host* host, ckptd_call* call, const ckptd_plan* plan, uint8_t* image) {
   try {
-    const ckptd_code code = SealAll(host, plan->layout, image, progress);
-    if (code != CKPTD_OK) Fail(host, error, code, "torch backend, seal: cancelled");
+    const ckptd_code code = SealAll(host, call, plan->layout, image);
+    if (code != CKPTD_OK) Fail(host, call, code, "torch backend, seal: cancelled");
     return code;
   } catch (const std::exception& e) {
-    return Fail(host, error, CKPTD_INTERNAL, std::string("torch backend, seal: ") + e.what());
+    return Fail(host, call, CKPTD_INTERNAL, std::string("torch backend, seal: ") + e.what());
   }
 }
 
 void PlanFree(ckptd_plan* plan) { delete plan; }
 
-constexpr ckptd_plugin kPlugin = {
-    sizeof(ckptd_plugin),
-    CKPTD_PLUGIN_ABI_MAJOR,
-    CKPTD_PLUGIN_ABI_MINOR,
-    "torch",
-    Plan,
-    Seal,
-    PlanFree,
-};
+ckptd_backend Table(const char* name) {
+  ckptd_backend table = {};
+  table.size = sizeof(ckptd_backend);
+  table.abi_major = CKPTD_PLUGIN_ABI_MAJOR;
+  table.abi_minor = CKPTD_PLUGIN_ABI_MINOR;
+  table.name = name;
+  table.version = CKPTD_VERSION;
+  table.flags = CKPTD_TAKES_OBJECT;
+  table.plan = Plan;
+  table.seal = Seal;
+  table.plan_free = PlanFree;
+  return table;
+}
 
 }  // namespace
 
-const ckptd_plugin* TorchPlugin() { return &kPlugin; }
+const ckptd_backend* TorchPlugin() {
+  static const ckptd_backend table = Table("torch");
+  return &table;
+}
+
+const ckptd_backend* XlaPlugin() {
+  static const ckptd_backend table = Table("xla");
+  return &table;
+}
 
 }  // namespace ckptd

@@ -8,7 +8,11 @@ namespace ckptd {
 // The backend "torch": the file is the zip that torch.save writes (2.7 and later), with archive
 // name "archive". The object is data.pkl; tensors are storages, named "0", "1", ... in the order in
 // which data.pkl names them. Takes no options.
-const ckptd_plugin* TorchPlugin();
+const ckptd_backend* TorchPlugin();
+
+// The backend "xla": what XLACheckpointIO writes, which is the same file. That it holds plain CPU
+// tensors, and what becomes of containers, is the client's to see to.
+const ckptd_backend* XlaPlugin();
 
 }  // namespace ckptd
 

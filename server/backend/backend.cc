@@ -4,35 +4,23 @@
 #include "absl/strings/str_join.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
-
-// The host's halves of the ABI's opaque types.
-struct ckptd_error {
-  std::string message;
-};
-struct ckptd_progress {
-  const ckptd::Backend::Sealed* sealed;
-};
+#include "server/backend/call.h"
+#include "server/backend/plugin_table.h"
 
 namespace ckptd {
 namespace {
 
-void SetError(ckptd_error* error, const char* message, size_t length) {
-  error->message.assign(message, length);
-}
+// A seal, which may be stopped.
+struct SealCall : ckptd_call {
+  explicit SealCall(const Backend::Sealed* sealed) : sealed_(sealed) {}
+  bool Progress(uint64_t bytes) override { return (*sealed_)(bytes); }
 
-int32_t Sealed(ckptd_progress* progress, uint64_t length) {
-  return (*progress->sealed)(length) ? 0 : 1;
-}
+ private:
+  const Backend::Sealed* const sealed_;
+};
 
-constexpr ckptd_host kHost = {sizeof(ckptd_host), SetError, Sealed};
-
-absl::Status ToStatus(ckptd_code code, const ckptd_error& error) {
-  if (code == CKPTD_OK) return absl::OkStatus();
-  const auto status_code = static_cast<absl::StatusCode>(code);
-  absl::string_view reason = "INTERNAL";
-  if (status_code == absl::StatusCode::kInvalidArgument) reason = "INVALID_TENSOR";
-  if (status_code == absl::StatusCode::kCancelled) reason = "CANCELLED_BY_REQUEST";
-  return MakeError(status_code, reason, error.message);
+absl::Status ToStatus(ckptd_code code, const ckptd_call& call) {
+  return CallStatus(code, call, code == CKPTD_INVALID_ARGUMENT ? "INVALID_TENSOR" : "INTERNAL");
 }
 
 // C's strings end at a zero byte: two names would become one.
@@ -82,54 +70,48 @@ Plan::Plan(const Backend* backend, ckptd_plan* plan, const ckptd_layout& layout,
 
 Plan::~Plan() { backend_->plugin_->plan_free(plan_); }
 
-absl::StatusOr<std::unique_ptr<Backend>> Backend::Create(const ckptd_plugin* plugin) {
-  if (plugin->abi_major != CKPTD_PLUGIN_ABI_MAJOR) {
-    return MakeError(
-        absl::StatusCode::kFailedPrecondition, "INTERNAL",
-        absl::StrCat("backend: was built for plugin ABI ", plugin->abi_major, ", this daemon has ",
-                     CKPTD_PLUGIN_ABI_MAJOR, "; build it again against this daemon's plugin.h"));
-  }
-  if (plugin->size < sizeof(ckptd_plugin) || plugin->name == nullptr || plugin->plan == nullptr ||
-      plugin->seal == nullptr || plugin->plan_free == nullptr) {
-    return MakeError(absl::StatusCode::kFailedPrecondition, "INTERNAL",
-                     "backend: its table lacks a name or a function that is required");
-  }
-  return std::unique_ptr<Backend>(new Backend(plugin, plugin->name, /*hosted=*/false));
+absl::StatusOr<std::unique_ptr<Backend>> Backend::Create(const ckptd_backend* plugin) {
+  CKPTD_RETURN_IF_ERROR(CheckBuiltInTable(*plugin));
+  return std::unique_ptr<Backend>(
+      new Backend(plugin, DescribeTable(*plugin), /*hosted=*/false, Host()));
 }
 
-std::unique_ptr<Backend> Backend::OfPython(const ckptd_plugin* image_plugin) {
-  return std::unique_ptr<Backend>(new Backend(image_plugin, kPythonBackend, /*hosted=*/true));
+std::unique_ptr<Backend> Backend::OfPython(const ckptd_backend* image_plugin) {
+  Description description;
+  description.name = std::string(kPythonBackend);
+  description.version = image_plugin->version;
+  description.capabilities = {"hosted", "object"};
+  return std::unique_ptr<Backend>(
+      new Backend(image_plugin, std::move(description), /*hosted=*/true, Host()));
 }
+
+std::unique_ptr<Backend> Backend::OfFile(const ckptd_backend* image_plugin, Description description,
+                                         Host host) {
+  return std::unique_ptr<Backend>(
+      new Backend(image_plugin, std::move(description), /*hosted=*/true, std::move(host)));
+}
+
+bool Backend::takes_object() const { return (plugin_->flags & CKPTD_TAKES_OBJECT) != 0; }
 
 absl::StatusOr<std::unique_ptr<Plan>> Backend::MakePlan(const CheckpointSpec& spec) const {
   CKPTD_RETURN_IF_ERROR(CheckStrings(spec));
-  std::vector<ckptd_tensor> tensors;
-  tensors.reserve(spec.tensors.size());
-  for (const CheckpointSpec::Tensor& t : spec.tensors) {
-    tensors.push_back(
-        {t.name.c_str(), t.dtype.c_str(), t.shape.data(), t.shape.size(), t.size_bytes});
-  }
-  std::vector<ckptd_option> options;
-  options.reserve(spec.options.size());
-  for (const auto& [key, value] : spec.options) options.push_back({key.c_str(), value.c_str()});
-  const ckptd_spec c_spec = {sizeof(ckptd_spec), spec.object_bytes, tensors.data(),
-                             tensors.size(),     options.data(),    options.size()};
+  const SpecInC c_spec(spec);
   ckptd_layout layout = {sizeof(ckptd_layout), 0, 0, nullptr};
   ckptd_plan* plan = nullptr;
-  ckptd_error error;
-  CKPTD_RETURN_IF_ERROR(ToStatus(plugin_->plan(&kHost, &c_spec, &plan, &layout, &error), error));
+  ckptd_call call;
+  CKPTD_RETURN_IF_ERROR(
+      ToStatus(plugin_->plan(PluginHost(), &call, c_spec.get(), &plan, &layout), call));
   auto result = std::make_unique<Plan>(this, plan, layout, spec.tensors.size());
   CKPTD_RETURN_IF_ERROR(CheckLayout(name(), spec, layout));
   return result;
 }
 
 absl::Status Backend::Seal(const Plan& plan, uint8_t* image, const Sealed& sealed) const {
-  ckptd_progress progress = {&sealed};
-  ckptd_error error;
-  return ToStatus(plugin_->seal(&kHost, plan.plan_, image, &progress, &error), error);
+  SealCall call(&sealed);
+  return ToStatus(plugin_->seal(PluginHost(), &call, plan.plan_, image), call);
 }
 
-absl::Status BackendRegistry::Add(const ckptd_plugin* plugin) {
+absl::Status BackendRegistry::Add(const ckptd_backend* plugin) {
   CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, Backend::Create(plugin));
   return Add(std::move(backend));
 }
@@ -157,6 +139,13 @@ std::vector<std::string> BackendRegistry::Names() const {
   names.reserve(backends_.size());
   for (const auto& entry : backends_) names.push_back(entry.first);
   return names;
+}
+
+std::vector<const Backend*> BackendRegistry::All() const {
+  std::vector<const Backend*> all;
+  all.reserve(backends_.size());
+  for (const auto& entry : backends_) all.push_back(entry.second.get());
+  return all;
 }
 
 }  // namespace ckptd

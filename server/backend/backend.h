@@ -56,21 +56,52 @@ class Plan {
 // The name of the backend whose host processes are its clients' own.
 inline constexpr absl::string_view kPythonBackend = "python";
 
-// The host's side of a plugin. Thread-safe. Lives as long as the daemon.
+// A backend as the daemon knows it: what plans and seals its images, and who writes them.
+// Thread-safe. Lives as long as the daemon.
 class Backend {
  public:
   // Told the number of bytes, from the front, that are final; returns false to stop the seal.
   using Sealed = std::function<bool(uint64_t)>;
 
-  // Refuses a table of another major version, or one that lacks a function.
-  static absl::StatusOr<std::unique_ptr<Backend>> Create(const ckptd_plugin* plugin);
+  // How the daemon starts the host process of a backend that is in a file: with the daemon's own
+  // environment, and with `payload` for HostTask.Setup.
+  struct Host {
+    std::vector<std::string> argv;
+    std::string payload;
+  };
+
+  // What a plugin in a file says of itself, as a probe of it has found.
+  struct Description {
+    std::string name;
+    std::string version;
+    std::vector<std::string> capabilities;
+    std::string file;
+  };
+
+  // One that is built in. Refuses a table of another major version, or one that lacks a function.
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const ckptd_backend* plugin);
   // The backend "python": images are those of `image_plugin`, which must be one that takes an
   // object, and a host process of the client's (hosts.h) writes them.
-  static std::unique_ptr<Backend> OfPython(const ckptd_plugin* image_plugin);
+  static std::unique_ptr<Backend> OfPython(const ckptd_backend* image_plugin);
+  // One in a file: images are those of `image_plugin`, which must be one that takes named tensors,
+  // and the process that `host` starts writes them.
+  static std::unique_ptr<Backend> OfFile(const ckptd_backend* image_plugin, Description description,
+                                         Host host);
 
-  absl::string_view name() const { return name_; }
+  const std::string& name() const { return description_.name; }
+  // The plugin's own.
+  const std::string& version() const { return description_.version; }
+  // As v1::BackendStatus has them.
+  const std::vector<std::string>& capabilities() const { return description_.capabilities; }
+  // Where it was loaded from; empty for one that is built in.
+  const std::string& file() const { return description_.file; }
+  // Whether a save consists of a serialized object and storages rather than named tensors.
+  bool takes_object() const;
   // Whether saves, loads and removals are done by a host process rather than by the daemon.
   bool hosted() const { return hosted_; }
+  // Null where the daemon starts none: one that is built in, and "python", whose hosts its clients
+  // register.
+  const Host* host() const { return host_.argv.empty() ? nullptr : &host_; }
 
   // Errors: INVALID_TENSOR where a string has a zero byte in it, what the plugin says, or INTERNAL
   // where its layout lies outside its own file.
@@ -82,24 +113,30 @@ class Backend {
 
  private:
   friend class Plan;
-  Backend(const ckptd_plugin* plugin, absl::string_view name, bool hosted)
-      : plugin_(plugin), name_(name), hosted_(hosted) {}
-  const ckptd_plugin* const plugin_;
-  const std::string name_;
+  Backend(const ckptd_backend* plugin, Description description, bool hosted, Host host)
+      : plugin_(plugin),
+        description_(std::move(description)),
+        hosted_(hosted),
+        host_(std::move(host)) {}
+  const ckptd_backend* const plugin_;
+  const Description description_;
   const bool hosted_;
+  const Host host_;
 };
 
 // The backends by name. Filled at start, read-only afterwards.
 class BackendRegistry {
  public:
   // Makes a backend of a plugin (Create), and adds it.
-  absl::Status Add(const ckptd_plugin* plugin);
+  absl::Status Add(const ckptd_backend* plugin);
   // ALREADY_EXISTS where there is one of that name.
   absl::Status Add(std::unique_ptr<Backend> backend);
 
   // NOT_FOUND names those there are.
   absl::StatusOr<const Backend*> Find(absl::string_view name) const;
   std::vector<std::string> Names() const;
+  // In the order of Names.
+  std::vector<const Backend*> All() const;
 
  private:
   std::map<std::string, std::unique_ptr<Backend>> backends_;

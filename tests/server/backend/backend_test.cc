@@ -10,7 +10,7 @@
 #include "tests/server/testing/fake_backend.h"
 #include "tests/server/testing/status_matchers.h"
 
-extern "C" const ckptd_plugin* ckptd_plugin_in_c(void);
+extern "C" const ckptd_backend* ckptd_plugin_in_c(void);
 
 namespace ckptd {
 namespace {
@@ -89,12 +89,12 @@ TEST(BackendTest, RefusesALayoutOutsideTheFile) {
 }
 
 TEST(BackendTest, RefusesAnotherMajorVersion) {
-  ckptd_plugin plugin = *FakePlugin();
+  ckptd_backend plugin = *FakePlugin();
   plugin.abi_major = CKPTD_PLUGIN_ABI_MAJOR + 1;
   // Such a table may be laid out in another way: nothing else of it is read.
   plugin.name = nullptr;
   plugin.plan = nullptr;
-  EXPECT_THAT(Backend::Create(&plugin), IsError(StatusCode::kFailedPrecondition, "INTERNAL"));
+  EXPECT_THAT(Backend::Create(&plugin), IsError(StatusCode::kFailedPrecondition, "PLUGIN_REFUSED"));
   EXPECT_THAT(Backend::Create(&plugin), Says("ABI 2, this daemon has 1"));
 
   plugin = *FakePlugin();
@@ -103,24 +103,25 @@ TEST(BackendTest, RefusesAnotherMajorVersion) {
 }
 
 TEST(BackendTest, RefusesATableThatLacksSomething) {
-  std::vector<ckptd_plugin> tables(5, *FakePlugin());
-  tables[0].size = sizeof(ckptd_plugin) - sizeof(void*);
+  std::vector<ckptd_backend> tables(5, *FakePlugin());
+  tables[0].size = sizeof(ckptd_backend) - sizeof(void*);
   tables[1].name = nullptr;
   tables[2].plan = nullptr;
   tables[3].seal = nullptr;
   tables[4].plan_free = nullptr;
   for (size_t i = 0; i < tables.size(); ++i) {
-    EXPECT_THAT(Backend::Create(&tables[i]), IsError(StatusCode::kFailedPrecondition, "INTERNAL"))
+    EXPECT_THAT(Backend::Create(&tables[i]),
+                IsError(StatusCode::kFailedPrecondition, "PLUGIN_REFUSED"))
         << i;
   }
-  ckptd_plugin larger = *FakePlugin();
+  ckptd_backend larger = *FakePlugin();
   larger.size += 8;
   EXPECT_OK(Backend::Create(&larger)) << "a table of a later MINOR reaches further";
 }
 
 TEST(BackendTest, TakesAPluginWrittenInC) {
   ASSERT_OK_AND_ASSIGN(auto backend, Backend::Create(ckptd_plugin_in_c()));
-  EXPECT_EQ(std::string(backend->name()), "in-c");
+  EXPECT_EQ(backend->name(), "in-c");
   EXPECT_THAT(backend->MakePlan(Spec()), Says("plugin in C: plans nothing"));
 }
 
@@ -130,7 +131,7 @@ TEST(BackendRegistryTest, FindsByNameAndNamesThemAll) {
   ASSERT_OK(registry.Add(FakePlugin()));
   EXPECT_THAT(registry.Names(), testing::ElementsAre("raw", "torch"));
   ASSERT_OK_AND_ASSIGN(const Backend* found, registry.Find("torch"));
-  EXPECT_EQ(std::string(found->name()), "torch");
+  EXPECT_EQ(found->name(), "torch");
   EXPECT_THAT(registry.Find("Torch"), IsError(StatusCode::kNotFound, "BACKEND_NOT_FOUND"));
   EXPECT_THAT(registry.Find("Torch"), Says("raw, torch"));
   EXPECT_THAT(registry.Add(FakePlugin()), IsError(StatusCode::kAlreadyExists, "INTERNAL"));

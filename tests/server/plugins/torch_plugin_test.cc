@@ -110,7 +110,7 @@ TEST(TorchPluginTest, RefusesNamesOutOfOrder) {
   EXPECT_NE(host.error().find("tensor 1: is named '2'"), std::string::npos) << host.error();
 
   for (const char* name : {"", "00", "0 ", "-0", "x", "../0"}) {
-    tensors = {{name, "", nullptr, 0, 1}};
+    tensors = {{name, "", nullptr, nullptr, 0, 1, nullptr}};
     EXPECT_EQ(host.Plan(9, tensors), CKPTD_INVALID_ARGUMENT) << name;
   }
 }

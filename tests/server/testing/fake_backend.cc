@@ -16,17 +16,16 @@ struct RawPlan {
   bool seal_fails = false;
 };
 
-ckptd_code Fail(const ckptd_host* host, ckptd_error* error, ckptd_code code,
+ckptd_code Fail(const ckptd_host* host, ckptd_call* call, ckptd_code code,
                 std::string_view message) {
-  host->set_error(error, message.data(), message.size());
+  host->set_error(call, message.data(), message.size());
   return code;
 }
 
-ckptd_code Plan(const ckptd_host* host, const ckptd_spec* spec, ckptd_plan** plan,
-                ckptd_layout* layout, ckptd_error* error) {
+ckptd_code Plan(const ckptd_host* host, ckptd_call* call, const ckptd_spec* spec, ckptd_plan** plan,
+                ckptd_layout* layout) {
   const std::string trap = spec->option_count > 0 ? spec->options[0].value : "";
-  if (trap == "refuse")
-    return Fail(host, error, CKPTD_OUT_OF_RANGE, "raw: refuses, as it was told");
+  if (trap == "refuse") return Fail(host, call, CKPTD_OUT_OF_RANGE, "raw: refuses, as it was told");
   auto made = std::make_unique<RawPlan>();
   uint64_t at = spec->object_bytes;
   for (size_t i = 0; i < spec->tensor_count; ++i) {
@@ -42,25 +41,33 @@ ckptd_code Plan(const ckptd_host* host, const ckptd_spec* spec, ckptd_plan** pla
   return CKPTD_OK;
 }
 
-ckptd_code Seal(const ckptd_host* host, const ckptd_plan* plan, uint8_t* image,
-                ckptd_progress* progress, ckptd_error* error) {
+ckptd_code Seal(const ckptd_host* host, ckptd_call* call, const ckptd_plan* plan, uint8_t* image) {
   const auto& raw = *reinterpret_cast<const RawPlan*>(plan);
-  if (raw.seal_fails) return Fail(host, error, CKPTD_INTERNAL, "raw: cannot seal, as it was told");
-  return host->sealed(progress, raw.file_bytes) == 0 ? CKPTD_OK : CKPTD_CANCELLED;
+  if (raw.seal_fails) return Fail(host, call, CKPTD_INTERNAL, "raw: cannot seal, as it was told");
+  return host->progress(call, raw.file_bytes) == 0 ? CKPTD_OK : CKPTD_CANCELLED;
 }
 
 void PlanFree(ckptd_plan* plan) { delete reinterpret_cast<RawPlan*>(plan); }
 
-constexpr ckptd_plugin kPlugin = {sizeof(ckptd_plugin),
-                                  CKPTD_PLUGIN_ABI_MAJOR,
-                                  CKPTD_PLUGIN_ABI_MINOR,
-                                  "raw",
-                                  Plan,
-                                  Seal,
-                                  PlanFree};
+ckptd_backend Table() {
+  ckptd_backend table = {};
+  table.size = sizeof(ckptd_backend);
+  table.abi_major = CKPTD_PLUGIN_ABI_MAJOR;
+  table.abi_minor = CKPTD_PLUGIN_ABI_MINOR;
+  table.name = "raw";
+  table.version = "1";
+  table.flags = CKPTD_TAKES_OBJECT;
+  table.plan = Plan;
+  table.seal = Seal;
+  table.plan_free = PlanFree;
+  return table;
+}
 
 }  // namespace
 
-const ckptd_plugin* FakePlugin() { return &kPlugin; }
+const ckptd_backend* FakePlugin() {
+  static const ckptd_backend table = Table();
+  return &table;
+}
 
 }  // namespace ckptd

@@ -11,7 +11,7 @@ namespace ckptd {
 //   trap=outside      the last tensor (or the object) ends one byte behind the file
 //   trap=overflow     the object's offset is near 2^64
 //   trap=seal         seal answers INTERNAL before it has told anything
-const ckptd_plugin* FakePlugin();
+const ckptd_backend* FakePlugin();
 
 }  // namespace ckptd
 

@@ -5,17 +5,15 @@
 #include <string>
 #include <vector>
 
-#include "plugins/abi/plugin.h"
+#include "server/backend/call.h"
 
 namespace ckptd {
 
 // Calls the functions of a plugin directly and keeps what it answers.
-class FakeHost {
+class FakeHost : public ckptd_call {
  public:
-  explicit FakeHost(const ckptd_plugin* plugin) : plugin_(plugin) {}
-  ~FakeHost() { Free(); }
-  FakeHost(const FakeHost&) = delete;
-  FakeHost& operator=(const FakeHost&) = delete;
+  explicit FakeHost(const ckptd_backend* plugin) : plugin_(plugin) {}
+  ~FakeHost() override { Free(); }
 
   ckptd_code Plan(uint64_t object_bytes, const std::vector<ckptd_tensor>& tensors,
                   const std::vector<ckptd_option>& options = {});
@@ -23,23 +21,18 @@ class FakeHost {
 
   // After Plan.
   const ckptd_layout& layout() const { return layout_; }
-  // What set_error was last told.
-  const std::string& error() const { return error_; }
-  // What sealed was told, call by call.
+  // What progress was told, call by call.
   const std::vector<uint64_t>& sealed() const { return sealed_; }
-  // The call of sealed, from 1, that asks to stop.
+  // The call of progress, from 1, that asks to stop.
   void CancelAt(size_t call) { cancel_at_ = call; }
 
  private:
-  static void SetError(ckptd_error* error, const char* message, size_t length);
-  static int32_t Sealed(ckptd_progress* progress, uint64_t length);
+  bool Progress(uint64_t bytes) override;
   void Free();
 
-  const ckptd_plugin* const plugin_;
-  const ckptd_host host_ = {sizeof(ckptd_host), SetError, Sealed};
+  const ckptd_backend* const plugin_;
   ckptd_plan* plan_ = nullptr;
   ckptd_layout layout_ = {sizeof(ckptd_layout), 0, 0, nullptr};
-  std::string error_;
   std::vector<uint64_t> sealed_;
   size_t cancel_at_ = 0;
 };
