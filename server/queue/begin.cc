@@ -57,7 +57,7 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   CKPTD_RETURN_IF_ERROR(CheckTensors(request, options_.max_tensors));
   CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
   CKPTD_RETURN_IF_ERROR(CheckVisible(request));
-  CKPTD_RETURN_IF_ERROR(CheckHost(*backend, request.host()));
+  CKPTD_ASSIGN_OR_RETURN(const std::string host, HostOf(*backend, request.host()));
   const CheckpointSpec spec = ToSpec(request);
   CKPTD_ASSIGN_OR_RETURN(made->plan, backend->MakePlan(spec));
   made->umask = request.umask() & 0777;
@@ -69,7 +69,7 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   }
   made->visible = request.visible();
   made->device = made->target.device;
-  if (backend->hosted()) SetHosted(made.get(), request);
+  if (backend->hosted()) SetHosted(made.get(), host, request);
   made->keys = {made->target.path};
   const std::string canonical = Canonical(request);
   made->fingerprint = Fingerprint(canonical);

@@ -12,6 +12,7 @@
 //    open or accepted work names it.
 
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <climits>
 #include <functional>
@@ -19,6 +20,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/queue/requests.h"
@@ -56,6 +58,7 @@ absl::StatusOr<v1::RegisterHostResponse> SaveQueue::RegisterHost(
         return status;
       }
     }
+    registered_hosts_.insert(id);
     session->hosts.insert(id);
     UseHost(id);
   }
@@ -71,7 +74,8 @@ void SaveQueue::LeaveHost(const std::string& id) {
   auto it = host_users_.find(id);
   if (it == host_users_.end() || --it->second > 0) return;
   host_users_.erase(it);
-  if (stopping_) return;  // the next daemon needs it
+  // The next daemon needs it; or it is a plugin's, and stays.
+  if (stopping_ || registered_hosts_.erase(id) == 0) return;
   options_.hosts->Remove(id);
   LogIfError(journal_->ForgetHost(id));
 }
@@ -85,13 +89,17 @@ void SaveQueue::AddAccepted(const WorkPtr& work) {
 // Before the work that names them.
 void SaveQueue::RestoreHosts(const Journal::Contents& contents) {
   if (options_.hosts == nullptr) return;
-  for (const auto& [id, spec] : contents.hosts) options_.hosts->Restore(id, spec);
+  for (const auto& [id, spec] : contents.hosts) {
+    options_.hosts->Restore(id, spec);
+    registered_hosts_.insert(id);
+  }
 }
 
 void SaveQueue::ForgetUnusedHosts(const Journal::Contents& contents) {
   if (options_.hosts == nullptr) return;
   for (const auto& [id, spec] : contents.hosts) {
     if (host_users_.count(id) != 0) continue;
+    registered_hosts_.erase(id);
     options_.hosts->Remove(id);
     LogIfError(journal_->ForgetHost(id));
   }
@@ -99,16 +107,34 @@ void SaveQueue::ForgetUnusedHosts(const Journal::Contents& contents) {
 
 // ---- What comes in ---------------------------------------------------------------------------
 
-absl::Status SaveQueue::CheckHost(const Backend& backend, const std::string& host) const {
-  if (!backend.hosted()) {
-    if (host.empty()) return absl::OkStatus();
-    return InvalidRequest(absl::StrCat("backend ", backend.name(), ": has no host; leave it out"));
+// The host process that does what `backend` is asked to; empty where the daemon does it. `host`: as
+// the request has it.
+absl::StatusOr<std::string> SaveQueue::HostOf(const Backend& backend, const std::string& host) {
+  const bool is_clients = backend.hosted() && backend.host() == nullptr;
+  if (!is_clients && !host.empty()) {
+    return InvalidRequest(
+        absl::StrCat("backend ", backend.name(), ": has no host of a client's; leave it out"));
   }
-  if (options_.hosts == nullptr || host.empty()) {
+  if (!backend.hosted()) return std::string();
+  if (options_.hosts == nullptr || (is_clients && host.empty())) {
     return InvalidRequest(absl::StrCat("backend ", backend.name(),
                                        ": needs a host process; name one from RegisterHost"));
   }
-  return options_.hosts->Check(host);
+  if (is_clients) {
+    CKPTD_RETURN_IF_ERROR(options_.hosts->Check(host));
+    return host;
+  }
+  v1::HostSpec spec;
+  spec.set_label(backend.name());
+  *spec.mutable_argv() = {backend.host()->argv.begin(), backend.host()->argv.end()};
+  spec.set_payload(backend.host()->payload);
+  spec.set_umask(0077);
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::pair<std::string, std::string> variable =
+        absl::StrSplit(*entry, absl::MaxSplits('=', 1));
+    (*spec.mutable_environment())[variable.first] = variable.second;
+  }
+  return options_.hosts->Add(spec);
 }
 
 // What a host process does counts as a device of its own.
@@ -116,8 +142,9 @@ uint64_t SaveQueue::HostDevice(const std::string& host) {
   return std::hash<std::string>{}(host) | (uint64_t{1} << 62);
 }
 
-void SaveQueue::SetHosted(SaveRecord* record, const v1::BeginSaveRequest& request) {
-  record->host = request.host();
+void SaveQueue::SetHosted(SaveRecord* record, const std::string& host,
+                          const v1::BeginSaveRequest& request) {
+  record->host = host;
   record->device = HostDevice(record->host);
   record->adopted = false;  // it puts nothing beside its target
   record->visible = v1::BeginSaveRequest::WHEN_DURABLE;
@@ -194,16 +221,82 @@ absl::Status SaveQueue::RemoveHosted(const RemovePtr& record) {
                   absl::StrCat("remove of ", record->path));
 }
 
-// The load of a client that reads by itself: only its place in the order is the daemon's.
-absl::StatusOr<v1::BeginLoadResponse> SaveQueue::HoldPlace(const v1::BeginLoadRequest& request,
-                                                           absl::Time deadline) {
+// Of a backend whose client reads by itself, only the place in the order is the daemon's.
+absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginHostedLoad(
+    const Backend& backend, const v1::BeginLoadRequest& request, absl::Time deadline) {
   auto record = std::make_shared<LoadRecord>();
   CKPTD_ASSIGN_OR_RETURN(const Target target, ResolvePlace(request.path()));
   record->keys = {target.path};
   CKPTD_RETURN_IF_ERROR(TakeTurn(record, request.session_id(), deadline));
   v1::BeginLoadResponse response;
   response.set_load_id(record->id);
-  return response;
+  if (backend.host() == nullptr) return response;
+  absl::Status status = LoadHosted(backend, request, record, deadline, &response);
+  if (status.ok()) return response;
+  absl::MutexLock lock(&mu_);
+  DropLoad(record);
+  return Annotate(status, absl::StrCat("checkpoint ", request.path()));
+}
+
+// Has the host read the tensors into an image of the backend's layout, which is a file as any
+// client can read it.
+absl::Status SaveQueue::LoadHosted(const Backend& backend, const v1::BeginLoadRequest& request,
+                                   const LoadPtr& record, absl::Time deadline,
+                                   v1::BeginLoadResponse* response) {
+  const SessionPtr session = record->session.lock();
+  if (session == nullptr) return absl::CancelledError("its client is gone");
+  CKPTD_ASSIGN_OR_RETURN(const std::string host, HostOf(backend, ""));
+  std::unique_ptr<Plan> plan;
+  std::unique_ptr<Image> image;
+  const auto allocate = [&](const v1::HostReport::Allocate& wanted) -> absl::Status {
+    if (image != nullptr) return InvalidRequest("load: memory was allocated before");
+    v1::BeginSaveRequest spec;
+    *spec.mutable_tensors() = wanted.tensors();
+    *spec.mutable_options() = wanted.options();
+    CKPTD_RETURN_IF_ERROR(CheckTensors(spec, options_.max_tensors));
+    CKPTD_ASSIGN_OR_RETURN(plan, backend.MakePlan(ToSpec(spec)));
+    CKPTD_ASSIGN_OR_RETURN(
+        image, pool_->Acquire(session->id, plan->file_bytes(), deadline, session->ended));
+    return absl::OkStatus();
+  };
+  BackendHosts::Calls calls;
+  calls.allocate = [&](const v1::HostReport::Allocate& wanted) {
+    v1::HostTask::Allocated answer;
+    if (absl::Status status = allocate(wanted); !status.ok()) {
+      *answer.mutable_error() = ToRpc(status);
+      return answer;
+    }
+    Describe(*image, answer.mutable_image());
+    for (uint64_t offset : plan->tensor_offsets()) {
+      answer.add_tensor_offsets(static_cast<int64_t>(offset));
+    }
+    return answer;
+  };
+  v1::HostTask task;
+  task.set_task_id(absl::StrCat("load-", record->id));
+  task.mutable_load()->set_path(request.path());
+  task.mutable_load()->set_verify(true);
+  absl::Status status = options_.hosts->Run(host, std::move(task), session->ended, calls);
+  if (status.ok() && image == nullptr) {
+    status = MakeError(absl::StatusCode::kInternal, "BACKEND_FAILED",
+                       absl::StrCat("backend ", backend.name(), ": has loaded nothing"));
+  }
+  if (status.ok()) status = backend.Seal(*plan, image->data(), [](uint64_t) { return true; });
+  if (!status.ok()) {
+    // A host that goes on all the same may still write to it.
+    if (image != nullptr) pool_->Discard(std::move(image));
+    return status;
+  }
+  response->set_size_bytes(static_cast<int64_t>(image->size()));
+  if (request.lend()) Describe(*image, response->mutable_image());
+  response->set_image_filled(request.lend());
+  absl::MutexLock lock(&mu_);
+  if (loads_.count(record->id) == 0) {
+    pool_->Release(std::move(image));
+    return absl::CancelledError("its client is gone");
+  }
+  record->image = std::move(image);
+  return absl::OkStatus();
 }
 
 }  // namespace ckptd

@@ -44,7 +44,7 @@ absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginLoad(const v1::BeginLoadRe
                                                            absl::Time deadline) {
   if (!request.backend().empty()) {
     CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
-    if (backend->hosted()) return HoldPlace(request, deadline);
+    if (backend->hosted()) return BeginHostedLoad(*backend, request, deadline);
   }
   auto record = std::make_shared<LoadRecord>();
   CKPTD_ASSIGN_OR_RETURN(const Target target,
@@ -155,6 +155,9 @@ absl::StatusOr<std::string> SaveQueue::ReadLoad(const std::string& load_id, int6
       return Cut(*task->second->image, offset, length);
     }
     auto it = loads_.find(load_id);
+    if (it != loads_.end() && it->second->image != nullptr && !it->second->file) {
+      return Cut(*it->second->image, offset, length);
+    }
     if (it == loads_.end() || !it->second->file) {
       return MakeError(absl::StatusCode::kNotFound, "LOAD_NOT_FOUND",
                        absl::StrCat("load '", load_id.substr(0, 64),
@@ -215,22 +218,19 @@ absl::Status SaveQueue::RemoveCheckpoint(const v1::RemoveCheckpointRequest& requ
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
                      "remove: needs a job, jobs/{job}: the removal waits for its saves");
   }
-  bool hosted = false;
   if (!request.backend().empty()) {
     CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(request.backend()));
-    hosted = backend->hosted();
-    CKPTD_RETURN_IF_ERROR(CheckHost(*backend, request.host()));
+    CKPTD_ASSIGN_OR_RETURN(record->host, HostOf(*backend, request.host()));
   }
-  if (hosted) {
+  if (!record->host.empty()) {
     CKPTD_ASSIGN_OR_RETURN(record->target, ResolvePlace(request.path()));
     record->backend = request.backend();
-    record->host = request.host();
   } else {
     CKPTD_ASSIGN_OR_RETURN(record->target,
                            ResolveTarget(fs_, options_.allow_roots, request.path()));
   }
   record->path = request.path();
-  record->device = hosted ? HostDevice(record->host) : record->target.device;
+  record->device = record->host.empty() ? record->target.device : HostDevice(record->host);
   record->keys = {record->target.path};
   absl::MutexLock lock(&mu_);
   CKPTD_RETURN_IF_ERROR(RefuseWhileEnding("remove"));

@@ -191,7 +191,14 @@ absl::Status SaveQueue::AdoptImage(const SavePtr& record, const std::string& ima
   CKPTD_ASSIGN_OR_RETURN(record->plan, backend->MakePlan(ToSpec(request)));
   record->umask = request.umask() & 0777;
   record->visible = request.visible();
-  if (backend->hosted()) SetHosted(record.get(), request);
+  if (backend->hosted()) {
+    // One that is gone is an error of this save, when its turn comes.
+    std::string host = request.host();
+    if (host.empty()) {
+      CKPTD_ASSIGN_OR_RETURN(host, HostOf(*backend, host));
+    }
+    SetHosted(record.get(), host, request);
+  }
   CKPTD_ASSIGN_OR_RETURN(record->image, pool_->Adopt(image, record->plan->file_bytes()));
   if (request.visible() == v1::BeginSaveRequest::AT_RETURN) record->image->set_shown();
   return absl::OkStatus();

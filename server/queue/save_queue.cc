@@ -91,6 +91,7 @@ void SaveQueue::CloseSession(const std::string& session_id) {
   for (auto& image : images) pool_->Discard(std::move(image));
   pool_->Unreserve(session_id);
   pool_->Wake();
+  if (options_.hosts != nullptr) options_.hosts->Wake();
   bounded_calls_.Run([loads] { loads->clear(); }, absl::ZeroDuration());
 }
 

@@ -195,14 +195,19 @@ class SaveQueue {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // hosted.cc
-  absl::Status CheckHost(const Backend& backend, const std::string& host) const;
-  static void SetHosted(SaveRecord* record, const v1::BeginSaveRequest& request);
+  absl::StatusOr<std::string> HostOf(const Backend& backend, const std::string& host);
+  static void SetHosted(SaveRecord* record, const std::string& host,
+                        const v1::BeginSaveRequest& request);
   static uint64_t HostDevice(const std::string& host);
   absl::StatusOr<Target> ResolvePlace(const std::string& path) const;
   absl::Status PersistHosted(const SavePtr& record);
   absl::Status RemoveHosted(const RemovePtr& record);
-  absl::StatusOr<v1::BeginLoadResponse> HoldPlace(const v1::BeginLoadRequest& request,
-                                                  absl::Time deadline);
+  absl::StatusOr<v1::BeginLoadResponse> BeginHostedLoad(const Backend& backend,
+                                                        const v1::BeginLoadRequest& request,
+                                                        absl::Time deadline);
+  absl::Status LoadHosted(const Backend& backend, const v1::BeginLoadRequest& request,
+                          const LoadPtr& record, absl::Time deadline,
+                          v1::BeginLoadResponse* response);
   void AddAccepted(const WorkPtr& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void UseHost(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LeaveHost(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -307,6 +312,8 @@ class SaveQueue {
   std::map<std::string, Job> jobs_ ABSL_GUARDED_BY(mu_);
   // How many sessions and pieces of accepted work need a host process.
   std::map<std::string, int> host_users_ ABSL_GUARDED_BY(mu_);
+  // Those that clients have registered: they go with the last that needs them.
+  std::set<std::string> registered_hosts_ ABSL_GUARDED_BY(mu_);
   // Saves that host processes have, by the task's id.
   std::map<std::string, SavePtr> host_tasks_ ABSL_GUARDED_BY(mu_);
   uint64_t next_task_ ABSL_GUARDED_BY(mu_) = 1;
