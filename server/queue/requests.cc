@@ -150,6 +150,11 @@ void Describe(const Pool::FreeImage& image, v1::Image* told) {
   told->set_cuts(image.cuts);
 }
 
+absl::Status Stopping(absl::string_view what) {
+  return MakeError(absl::StatusCode::kUnavailable, "DRAINING",
+                   absl::StrCat(what, ": the daemon is ending; try again when it is back"));
+}
+
 absl::Status NotStaging(const v1::Save& save, absl::string_view verb) {
   return MakeError(absl::StatusCode::kFailedPrecondition, "SAVE_NOT_STAGING",
                    absl::StrCat(save.name(), ": cannot ", verb, " it: it is ",

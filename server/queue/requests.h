@@ -40,6 +40,9 @@ std::string Canonical(const v1::BeginSaveRequest& request);
 void Describe(const Image& image, v1::Image* told);
 void Describe(const Pool::FreeImage& image, v1::Image* told);
 
+// DRAINING: `what` did not come to its end before the daemon's.
+absl::Status Stopping(absl::string_view what);
+
 // SAVE_NOT_STAGING: why one cannot `verb` the save.
 absl::Status NotStaging(const v1::Save& save, absl::string_view verb);
 

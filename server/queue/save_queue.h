@@ -269,7 +269,7 @@ class SaveQueue {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RestoreRemove(const Journal::RemoveEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  // load_remove.cc
+  // load.cc, remove.cc
   absl::Status TakeTurn(const LoadPtr& record, const std::string& session_id, absl::Time deadline);
   absl::Status WaitForTurn(const LoadPtr& record, const SessionPtr& session, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

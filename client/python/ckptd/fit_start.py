@@ -7,13 +7,13 @@ Trainer that runs the fit stands further up the stack.
 
 from __future__ import annotations
 
-import sys
 import weakref
-from types import FrameType
 from typing import Any, Callable, Iterator, Optional, Set
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .frames import callers
 
 # Functions of Lightning that run a fit, in this process or in one that a launcher has made; each
 # has a `trainer`.
@@ -81,13 +81,11 @@ def _tensors(trainer: Any) -> Iterator[torch.Tensor]:
 
 def running_trainer() -> Optional[Any]:
     """The Lightning Trainer whose fit this code is called from; None where there is none."""
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None:
+    for frame in callers():
         if frame.f_code.co_name in _RUNNERS:
             trainer = frame.f_locals.get("trainer")
             if trainer is not None:
                 return trainer
-        frame = frame.f_back
     return None
 
 

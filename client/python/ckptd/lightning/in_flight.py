@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
 from typing import Optional
+
+from ..frames import callers
 
 # Where Lightning catches an exception of training and calls teardown before it raises it again.
 _LIGHTNING_HANDLER = "_call_and_handle_interrupt"
@@ -20,9 +21,9 @@ def exception_in_flight() -> Optional[BaseException]:
     if exception is None or exception.__traceback__ is None:
         return exception
     handler = exception.__traceback__.tb_frame
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None and frame is not handler:
+    for frame in callers():
+        if frame is handler:
+            break
         if frame.f_code.co_name == _LIGHTNING_HANDLER:
             return None
-        frame = frame.f_back
     return exception

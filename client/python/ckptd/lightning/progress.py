@@ -6,9 +6,9 @@ import importlib
 import sys
 import threading
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Iterator, List, Optional
 
+from ..frames import callers
 from ..save import Save
 
 #: Seconds that a flush may last unseen.
@@ -55,12 +55,10 @@ def _written(save: Save) -> int:
 
 def _trainer_above() -> Optional[Any]:
     """The Trainer that has called, by way of its strategy."""
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None:
+    for frame in callers():
         owner = frame.f_locals.get("self")
         if hasattr(type(owner), "progress_bar_callback"):
             return owner
-        frame = frame.f_back
     return None
 
 

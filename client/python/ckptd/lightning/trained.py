@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
-from typing import Any, List, Optional
+from typing import Any, List
+
+from ..frames import callers
 
 
 def trained_by_caller(io: Any) -> List[Any]:
@@ -12,14 +12,12 @@ def trained_by_caller(io: Any) -> List[Any]:
 
     Empty where it has no optimizer any more, or none yet. Raises ValueError where no Trainer does.
     """
-    frame: Optional[FrameType] = sys._getframe(1)
-    while frame is not None:
+    for frame in callers():
         saves = frame.f_code.co_name == "save_checkpoint"
         strategy: Any = frame.f_locals.get("self") if saves else None
         if getattr(strategy, "checkpoint_io", None) is io and hasattr(strategy, "optimizers"):
             optimizers = list(strategy.optimizers)
             return [*optimizers, strategy.lightning_module] if optimizers else []
-        frame = frame.f_back
     raise ValueError(
         f"{type(io).__name__}(overlap=True): this save comes from no Trainer, so that no step of an "
         "optimizer waits for it. Leave overlap out, or use ckptd.save(…, overlap=optimizer)."
