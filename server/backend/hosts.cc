@@ -137,9 +137,10 @@ void BackendHosts::Remove(const std::string& id) {
   JoinEnded();
 }
 
-// The end of its standard input is a host's own end, so that nothing has to wait for it here.
+// A host ends by itself when its stream does; one that has none yet, by the end of its standard
+// input.
 void BackendHosts::EndHost(const HostPtr& host, const absl::Status& status) {
-  if (host->connection != nullptr) host->connection->End(status);
+  if (host->connection != nullptr) return host->connection->End(status);
   if (host->process != nullptr) host->process->CloseInput();
 }
 
@@ -160,6 +161,7 @@ void BackendHosts::Stop() {
     all.push_back(host);
     EndHost(host, MakeError(absl::StatusCode::kUnavailable, "DRAINING",
                             "stream: the daemon is ending; attach again when it is back"));
+    if (host->process != nullptr) host->process->CloseInput();
   }
   auto ended = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
     return std::all_of(all.begin(), all.end(),

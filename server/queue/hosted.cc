@@ -34,6 +34,12 @@ bool IsUrl(const std::string& path) {
   return scheme != std::string::npos && scheme > 0 && path.find('/') == scheme + 1;
 }
 
+// A host may have said already what it is about.
+absl::Status About(absl::string_view what, const std::string& path, const absl::Status& status) {
+  if (absl::StrContains(status.message(), path)) return status;
+  return Annotate(status, absl::StrCat(what, " ", path));
+}
+
 absl::Status InvalidRequest(absl::string_view what) {
   return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST", what);
 }
@@ -207,7 +213,7 @@ absl::Status SaveQueue::PersistHosted(const SavePtr& record) {
       options_.hosts->Run(record->host, std::move(task), record->control.cancelled, calls);
   absl::MutexLock lock(&mu_);
   host_tasks_.erase(task_id);
-  if (!status.ok()) return Annotate(status, absl::StrCat("checkpoint ", record->save.path()));
+  if (!status.ok()) return About("checkpoint", record->save.path(), status);
   spdlog::info("{}: its host has written {} in {:.3f} s", record->save.name(), record->target.path,
                absl::ToDoubleSeconds(clock_->Uptime() - start));
   return absl::OkStatus();
@@ -217,8 +223,8 @@ absl::Status SaveQueue::RemoveHosted(const RemovePtr& record) {
   v1::HostTask task;
   task.set_task_id(absl::StrCat("remove-", record->seq));
   task.mutable_remove()->set_path(record->path);
-  return Annotate(options_.hosts->Run(record->host, std::move(task), record->cancelled, {}),
-                  absl::StrCat("remove of ", record->path));
+  return About("remove of", record->path,
+               options_.hosts->Run(record->host, std::move(task), record->cancelled, {}));
 }
 
 // Of a backend whose client reads by itself, only the place in the order is the daemon's.
@@ -235,7 +241,7 @@ absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginHostedLoad(
   if (status.ok()) return response;
   absl::MutexLock lock(&mu_);
   DropLoad(record);
-  return Annotate(status, absl::StrCat("checkpoint ", request.path()));
+  return About("checkpoint", request.path(), status);
 }
 
 // Has the host read the tensors into an image of the backend's layout, which is a file as any

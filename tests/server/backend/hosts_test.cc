@@ -84,8 +84,8 @@ TEST_F(HostsTest, ProcessThatDiesFailsItsTaskAndSaysHow) {
   fake.Attach(id);
   EXPECT_TRUE(fake.Next().has_setup());
   EXPECT_TRUE(fake.Next().has_remove());
-  hosts_.Remove(id);  // ends its standard input
   fake.Detach();
+  hosts_.Remove(id);  // ends its standard input
   task.join();
   EXPECT_THAT(status, IsError(StatusCode::kAborted, "HOST_DIED"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("signal 9"));
