@@ -43,6 +43,8 @@ Journal::RemoveEntry Removal(uint64_t seq) {
   entry.target = "/data/old";
   entry.device = 7;
   entry.newest_save = "jobs/j/saves/a";
+  entry.backend = "python";
+  entry.host = "12-ab";
   return entry;
 }
 
@@ -106,9 +108,26 @@ TEST_F(JournalTest, KeepsWhatWasWritten) {
   ASSERT_THAT(contents->removes, SizeIs(2));
   EXPECT_EQ(contents->removes[0].seq, 20u);
   EXPECT_EQ(contents->removes[0].newest_save, "jobs/j/saves/a");
+  EXPECT_EQ(contents->removes[0].backend, "python");
+  EXPECT_EQ(contents->removes[0].host, "12-ab");
   EXPECT_FALSE(contents->removes[0].error.has_value());
   ASSERT_TRUE(contents->removes[1].error.has_value());
   EXPECT_EQ(contents->removes[1].error->message(), "boom");
+}
+
+TEST_F(JournalTest, KeepsHostsUntilTheyAreForgotten) {
+  v1::HostSpec spec;
+  spec.add_argv("/usr/bin/python3");
+  spec.set_payload(std::string("\0\xff", 2));
+  {
+    auto journal = Open();
+    ASSERT_OK(journal->PutHost("a", spec));
+    ASSERT_OK(journal->PutHost("b", spec));
+    ASSERT_OK(journal->ForgetHost("b"));
+  }
+  const Journal::Contents contents = Contents();
+  ASSERT_THAT(contents.hosts, SizeIs(1));
+  EXPECT_EQ(contents.hosts.at("a").payload(), spec.payload());
 }
 
 TEST_F(JournalTest, IsClosedToOthers) {
