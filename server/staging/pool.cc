@@ -188,15 +188,13 @@ bool Pool::MakeRoom(uint64_t capacity, bool spare_only,
 }
 
 absl::Status Pool::FullError(uint64_t size) const {
-  uint64_t free_bytes = 0;
-  for (const auto& image : free_) free_bytes += image->capacity();
-  uint64_t lent_bytes = 0;
-  for (const auto& image : lent_) lent_bytes += image->capacity();
+  const Usage usage = UsageLocked();
   return MakeError(
       absl::StatusCode::kDeadlineExceeded, "STAGING_FULL",
       absl::StrCat("save: waited in vain for ", size, " bytes of staging memory: of ",
-                   options_.budget_bytes, " bytes, ", used_bytes_ - free_bytes - lent_bytes,
-                   " are held by saves that are not durable yet and ", lent_bytes,
+                   options_.budget_bytes, " bytes, ",
+                   usage.used_bytes - usage.free_bytes - usage.lent_bytes,
+                   " are held by saves that are not durable yet and ", usage.lent_bytes,
                    " by processes that have loaded a checkpoint; give it more time, save less "
                    "often, or start ckptd with a larger --staging-budget"));
 }
@@ -385,6 +383,10 @@ void Pool::Wake() {
 
 Pool::Usage Pool::GetUsage() const {
   absl::MutexLock lock(&mu_);
+  return UsageLocked();
+}
+
+Pool::Usage Pool::UsageLocked() const {
   Usage usage;
   usage.used_bytes = used_bytes_;
   for (const auto& image : free_) {

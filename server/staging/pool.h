@@ -159,6 +159,7 @@ class Pool {
   int CountWished(uint64_t capacity) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The capacity of a wish that is not met although there is room; 0 if there is none.
   uint64_t NextToWarm() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Usage UsageLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FullError(uint64_t size) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveUpRoom(uint64_t capacity) ABSL_LOCKS_EXCLUDED(mu_);
   void WarmLoop() ABSL_LOCKS_EXCLUDED(mu_);

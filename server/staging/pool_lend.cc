@@ -12,9 +12,7 @@ namespace ckptd {
 
 // Whoever borrows memory may keep it for as long as it trains: there must be enough for its saves.
 bool Pool::MayLend(uint64_t capacity) const {
-  uint64_t free_bytes = 0;
-  for (const auto& image : free_) free_bytes += image->capacity();
-  return used_bytes_ - free_bytes + 2 * capacity <= options_.budget_bytes;
+  return used_bytes_ - UsageLocked().free_bytes + 2 * capacity <= options_.budget_bytes;
 }
 
 std::unique_ptr<Image> Pool::TakeHolding(const FileId& file) {
