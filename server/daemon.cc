@@ -2,12 +2,15 @@
 
 #include <spdlog/spdlog.h>
 
+#include <filesystem>
 #include <set>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "plugins/safetensors/safetensors_plugin.h"
 #include "plugins/torch/torch_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
@@ -36,6 +39,8 @@ absl::Status Daemon::Build() {
   CKPTD_RETURN_IF_ERROR(backends_.Add(TorchPlugin()));
   CKPTD_RETURN_IF_ERROR(backends_.Add(Backend::OfPython(TorchPlugin())));
   CKPTD_RETURN_IF_ERROR(backends_.Add(XlaPlugin()));
+  CKPTD_RETURN_IF_ERROR(backends_.Add(SafetensorsPlugin()));
+  CKPTD_RETURN_IF_ERROR(AddPlugins());
   CKPTD_ASSIGN_OR_RETURN(allow_roots_, AllowedRoots::Open(fs_.get(), options_.allow_roots));
   CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(fs_.get(), options_.pool_dir));
   Pool::Options pool_options;
@@ -51,12 +56,53 @@ absl::Status Daemon::Build() {
   CKPTD_RETURN_IF_ERROR(TakeOver());
   service_ = std::make_unique<CheckpointServiceImpl>(
       queue_.get(), pool_.get(), hosts_.get(),
-      CheckpointServiceImpl::Identity{CKPTD_VERSION, backends_.Names(), clock_.Now(),
-                                      journal_file_});
+      CheckpointServiceImpl::Identity{CKPTD_VERSION, backends_.Names(), clock_.Now(), journal_file_,
+                                      DescribeBackends(), DescribeRefused()});
   CKPTD_ASSIGN_OR_RETURN(server_, GrpcServer::Start(std::move(acceptor), service_.get()));
   Pass("restart.serving");
   spdlog::info("ckptd {} serves unix:{}, staging in {} with a budget of {} bytes", CKPTD_VERSION,
                options_.socket, pool_options.dir, pool_options.budget_bytes);
+  return absl::OkStatus();
+}
+
+std::vector<v1::BackendStatus> Daemon::DescribeBackends() const {
+  std::vector<v1::BackendStatus> all;
+  for (const Backend* backend : backends_.All()) {
+    v1::BackendStatus& told = all.emplace_back();
+    told.set_name(backend->name());
+    told.set_version(backend->version());
+    for (const std::string& capability : backend->capabilities()) told.add_capabilities(capability);
+    told.set_file(backend->file());
+  }
+  return all;
+}
+
+std::vector<v1::RefusedPlugin> Daemon::DescribeRefused() const {
+  std::vector<v1::RefusedPlugin> all;
+  for (const RefusedPlugin& refused : refused_plugins_) {
+    v1::RefusedPlugin& told = all.emplace_back();
+    told.set_file(refused.file);
+    *told.mutable_error() = ToRpc(refused.error);
+  }
+  return all;
+}
+
+// A plugin that is wrong is no reason not to serve.
+absl::Status Daemon::AddPlugins() {
+  std::error_code error;
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe", error).string();
+  std::vector<std::string> taken = backends_.Names();
+  taken.emplace_back(kPythonBackend);
+  LoadedPlugins found = FindPlugins(options_.plugin_dir, program, NamedTensorsPlugin(),
+                                    options_.backend_config, taken);
+  for (const RefusedPlugin& refused : found.refused) {
+    spdlog::error("plugin refused: {}", std::string(refused.error.message()));
+  }
+  refused_plugins_ = std::move(found.refused);
+  for (std::unique_ptr<Backend>& backend : found.backends) {
+    spdlog::info("backend {} {} from {}", backend->name(), backend->version(), backend->file());
+    CKPTD_RETURN_IF_ERROR(backends_.Add(std::move(backend)));
+  }
   return absl::OkStatus();
 }
 

@@ -9,6 +9,7 @@
 #include "absl/strings/string_view.h"
 #include "server/api/grpc_server.h"
 #include "server/backend/backend.h"
+#include "server/backend/plugin_loader.h"
 #include "server/options.h"
 #include "server/os/clock.h"
 #include "server/os/crash_marker.h"
@@ -44,6 +45,9 @@ class Daemon {
   Daemon(const Options& options, Failpoints* failpoints)
       : options_(options), failpoints_(failpoints) {}
   absl::Status Build();
+  absl::Status AddPlugins();
+  std::vector<v1::BackendStatus> DescribeBackends() const;
+  std::vector<v1::RefusedPlugin> DescribeRefused() const;
   absl::Status TakeOver();
   absl::Status CountEarlierCrashes();
   void Pass(absl::string_view failpoint) const;
@@ -55,6 +59,7 @@ class Daemon {
   AllowedRoots allow_roots_;
   BackendRegistry backends_;
   std::unique_ptr<BackendHosts> hosts_;
+  std::vector<RefusedPlugin> refused_plugins_;
   std::string journal_file_;
   OpenedJournal journal_;
   std::unique_ptr<CrashMarker> crash_marker_;

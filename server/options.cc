@@ -5,14 +5,17 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <istream>
 #include <memory>
 #include <set>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "proto/status/address.h"
@@ -25,6 +28,12 @@ std::string DefaultSocket() {
   const std::string address = DefaultAddress();
   absl::string_view path = address;
   return absl::ConsumePrefix(&path, "unix:") ? std::string(path) : "";
+}
+
+std::string DefaultPluginDir() {
+  std::error_code error;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
+  return (program.parent_path().parent_path() / "lib/ckptd/plugins").string();
 }
 
 CLI::Validator DurationCheck() {
@@ -66,7 +75,7 @@ CLI::Validator AbsoluteCheck() {
 // CLI11 asks the environment only for what the file has left open; here a variable goes first.
 class FileBelowEnvironment : public CLI::ConfigTOML {
  public:
-  explicit FileBelowEnvironment(const CLI::App* app) : app_(app) {}
+  FileBelowEnvironment(const CLI::App* app, Options* options) : app_(app), options_(options) {}
 
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override {
     std::vector<CLI::ConfigItem> found = CLI::ConfigTOML::from_config(input);
@@ -78,11 +87,24 @@ class FileBelowEnvironment : public CLI::ConfigTOML {
       return value != nullptr && *value != 0;
     };
     found.erase(std::remove_if(found.begin(), found.end(), in_environment), found.end());
+    const auto for_backend = [this](const CLI::ConfigItem& item) {
+      if (item.parents.size() != 2 || item.parents[0] != "backend") {
+        return item.parents.size() == 1 && item.parents[0] == "backend" &&
+               (item.name == "++" || item.name == "--");
+      }
+      if (item.name != "++" && item.name != "--") {
+        options_->backend_config[item.parents[1]].emplace_back(item.name,
+                                                               absl::StrJoin(item.inputs, ","));
+      }
+      return true;
+    };
+    found.erase(std::remove_if(found.begin(), found.end(), for_backend), found.end());
     return found;
   }
 
  private:
   const CLI::App* const app_;
+  Options* const options_;
 };
 
 // Durations as they are written.
@@ -103,7 +125,7 @@ void AddDuration(CLI::App* app, const char* flag, const char* variable, std::str
 
 void AddOptions(CLI::App* app, Options* options, Durations* durations) {
   app->set_config("--config", "", "File with these options in TOML, one a line");
-  app->config_formatter(std::make_shared<FileBelowEnvironment>(app));
+  app->config_formatter(std::make_shared<FileBelowEnvironment>(app, options));
   app->allow_config_extras(CLI::config_extras_mode::error);
   app->add_option("--socket", options->socket, "Unix socket to serve (default from CKPTD_ADDRESS)")
       ->envname("CKPTD_SOCKET");
@@ -120,6 +142,10 @@ void AddOptions(CLI::App* app, Options* options, Durations* durations) {
       ->envname("CKPTD_ALLOW_ROOT")
       ->delimiter(':')
       ->allow_extra_args(false)
+      ->check(AbsoluteCheck());
+  app->add_option("--plugin-dir", options->plugin_dir,
+                  "Folder with plugins (default: ../lib/ckptd/plugins beside the program)")
+      ->envname("CKPTD_PLUGIN_DIR")
       ->check(AbsoluteCheck());
   app->add_option("--state-dir", options->state_dir,
                   "Folder of the journal (default $XDG_STATE_HOME/ckptd or ~/.local/state/ckptd)")
@@ -146,6 +172,7 @@ CommandLine ParseCommandLine(int argc, char** argv) {
   CommandLine result;
   Options& options = result.options;
   options.socket = DefaultSocket();
+  options.plugin_dir = DefaultPluginDir();
   options.pool_dir = absl::StrCat("/dev/shm/ckptd-", getuid());
   Durations durations = {
       absl::FormatDuration(options.drain_timeout), absl::FormatDuration(options.retry_timeout),

@@ -2,7 +2,9 @@
 #define CKPTD_SERVER_OPTIONS_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -31,6 +33,13 @@ struct Options {
   // lead out of them are refused. Repeat the flag, or separate by colons, for more than one; in the
   // file it may be a list. Empty: anywhere that the daemon's user may.
   std::vector<std::string> allow_roots;
+
+  // The folder with plugins, absolute; it and its files must be this user's or root's, and nobody
+  // else's to write to. Default: ../lib/ckptd/plugins, as seen from the folder of the program.
+  std::string plugin_dir;
+
+  // What plugins are told: in the file, the keys of [backend.NAME]. No flag, no variable.
+  std::map<std::string, std::vector<std::pair<std::string, std::string>>> backend_config;
 
   // How long SIGTERM waits for pending saves to become durable. What is not by then stays accepted
   // for the next start. Written as 90s, 5m.

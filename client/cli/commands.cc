@@ -92,6 +92,14 @@ absl::Status RunStatus(Daemon& daemon, const Options& options, Output& out) {
                         status.draining() ? ", draining: takes no new saves" : "");
   absl::StrAppendFormat(&text, "Sessions  %d\n", status.session_count());
   absl::StrAppendFormat(&text, "Backends  %s\n", absl::StrJoin(status.backends(), ", "));
+  for (const v1::BackendStatus& backend : status.backend_details()) {
+    absl::StrAppendFormat(&text, "  %s %s (%s)%s\n", Printable(backend.name()),
+                          Printable(backend.version()), absl::StrJoin(backend.capabilities(), ", "),
+                          backend.file().empty() ? "" : " from " + Printable(backend.file()));
+  }
+  for (const v1::RefusedPlugin& plugin : status.refused_plugins()) {
+    absl::StrAppendFormat(&text, "  refused: %s\n", Printable(plugin.error().message()));
+  }
   absl::StrAppendFormat(
       &text, "Staging   %s of %s used by %d images, %s of it free, %s lent, in %s\n",
       HumanBytes(pool.used_bytes()), HumanBytes(pool.budget_bytes()), pool.image_count(),

@@ -144,8 +144,8 @@ typedef struct ckptd_host {
                              size_t count);
 
   /* The same for a checkpoint of several files: makes a hidden, empty folder beside `path` and
-     writes its path to `folder`, which has `capacity` bytes (4096 are enough). The plugin puts files
-     and folders there, by write_file or by itself. It is removed where the call ends before
+     writes its path to `folder`, which has `capacity` bytes (4096 are enough). The plugin puts
+     files and folders there, by write_file or by itself. It is removed where the call ends before
      publish_folder; where the process dies, by the next call of make_folder beside it. */
   ckptd_code (*make_folder)(ckptd_call* call, const char* path, char* folder, size_t capacity);
 
@@ -168,8 +168,9 @@ typedef struct ckptd_host {
 } ckptd_host;
 
 /* ckptd_backend.flags */
-#define CKPTD_TAKES_OBJECT 1u /* is given a serialized object and storages "0", "1", ... instead of
-                                 named tensors; only for backends that are built in */
+#define CKPTD_TAKES_OBJECT                                                 \
+  1u /* is given a serialized object and storages "0", "1", ... instead of \
+        named tensors; only for backends that are built in */
 
 /* What a plugin is. Constant; valid until the process ends.
 
@@ -200,7 +201,8 @@ typedef struct ckptd_backend {
   ckptd_code (*remove)(const ckptd_host* host, ckptd_call* call, const char* path);
 
   /* Optional. Called once, before all others, with what the daemon's file has in
-     [backend.NAME]. Refuses a key that it does not know. Without this function there may be none. */
+     [backend.NAME]. Refuses a key that it does not know. Without this function there may be none.
+   */
   ckptd_code (*configure)(const ckptd_host* host, ckptd_call* call, const ckptd_option* options,
                           size_t count);
 

@@ -168,6 +168,8 @@ grpc::Status CheckpointServiceImpl::GetStatus(grpc::ServerContext* context,
   response->set_draining(queue_->draining());
   response->set_session_count(queue_->SessionCount());
   for (const std::string& backend : identity_.backends) response->add_backends(backend);
+  for (const auto& backend : identity_.backend_details) *response->add_backend_details() = backend;
+  for (const auto& plugin : identity_.refused_plugins) *response->add_refused_plugins() = plugin;
   const Pool::Usage usage = pool_->GetUsage();
   v1::PoolStatus* pool = response->mutable_pool();
   pool->set_dir(pool_->options().dir);

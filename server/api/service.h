@@ -27,6 +27,9 @@ class CheckpointServiceImpl final
     std::vector<std::string> backends;
     absl::Time start_time;
     std::string journal_file;
+    // What `backends` are, and what was found beside them.
+    std::vector<v1::BackendStatus> backend_details;
+    std::vector<v1::RefusedPlugin> refused_plugins;
   };
 
   // The arguments must outlive the service.

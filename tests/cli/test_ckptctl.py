@@ -49,7 +49,9 @@ def test_status(ckptctl, saved):
     status = json.loads(ckptctl("status", "--output", "json").stdout)
     assert status["queue"]["succeeded_count"] == "1"
     assert status["queue"]["failed_count"] == "0"
-    assert status["backends"] == ["torch"]
+    assert status["backends"] == ["safetensors", "torch", "xla"]
+    assert [backend["name"] for backend in status["backend_details"]] == status["backends"]
+    assert status["refused_plugins"] == []
 
 
 def test_list_as_table(ckptctl, saved, queued):

@@ -23,7 +23,7 @@ class OptionsTest : public testing::Test {
   OptionsTest() {
     for (const char* name : {"CKPTD_ADDRESS", "XDG_RUNTIME_DIR", "CKPTD_SOCKET", "CKPTD_POOL_DIR",
                              "CKPTD_STAGING_BUDGET", "CKPTD_DRAIN_TIMEOUT", "CKPTD_IDLE_EXIT",
-                             "CKPTD_LOG_LEVEL", "CKPTD_ALLOW_ROOT"}) {
+                             "CKPTD_LOG_LEVEL", "CKPTD_ALLOW_ROOT", "CKPTD_PLUGIN_DIR"}) {
       // NOLINTNEXTLINE(concurrency-mt-unsafe): this test has one thread
       const char* value = std::getenv(name);
       old_[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
@@ -227,6 +227,22 @@ TEST_F(OptionsTest, AllowRootFromTheEnvironmentAndTheFile) {
   SetEnv("CKPTD_ALLOW_ROOT", "/a:/b");
   EXPECT_THAT(ParseOk({"--config", dir / "two"}).allow_roots, ElementsAre("/a", "/b"));
   EXPECT_THAT(ParseOk({"--allow-root", "/flag"}).allow_roots, ElementsAre("/flag"));
+}
+
+TEST_F(OptionsTest, PluginsAreToldWhatTheFileHas) {
+  using testing::ElementsAre;
+  using testing::Pair;
+  const TempDir dir;
+  WriteFile(
+      dir / "file",
+      "plugin-dir = \"/file\"\n[backend.npy]\nlevel = 9\nkey = \"a b\"\n[backend.s3]\nx = \"y\"\n");
+  const Options options = ParseOk({"--config", dir / "file"});
+  EXPECT_EQ(options.plugin_dir, "/file");
+  EXPECT_THAT(options.backend_config,
+              ElementsAre(Pair("npy", ElementsAre(Pair("level", "9"), Pair("key", "a b"))),
+                          Pair("s3", ElementsAre(Pair("x", "y")))));
+  SetEnv("CKPTD_PLUGIN_DIR", "/a");
+  EXPECT_EQ(ParseOk({"--config", dir / "file"}).plugin_dir, "/a");
 }
 
 // What is meant to limit must not turn out to limit nothing.

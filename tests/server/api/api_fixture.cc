@@ -66,7 +66,8 @@ void ApiTest::StartServer() {
   ASSERT_OK(acceptor);
   service_ = std::make_unique<CheckpointServiceImpl>(
       queue_.get(), pool_.get(), &hosts_,
-      CheckpointServiceImpl::Identity{"1.2.3", backends_.Names(), clock_.Now(), "/journal.db"});
+      CheckpointServiceImpl::Identity{
+          "1.2.3", backends_.Names(), clock_.Now(), "/journal.db", {}, {}});
   auto server = GrpcServer::Start(*std::move(acceptor), service_.get());
   ASSERT_OK(server);
   server_ = *std::move(server);

@@ -1,0 +1,405 @@
+#include "server/plugin_host/plugin_host.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <grpcpp/grpcpp.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "ckptd/v1/checkpoint.grpc.pb.h"
+#include "client/cpp/core/unique_fd.h"
+#include "plugins/safetensors/safetensors_plugin.h"
+#include "proto/status/error_info.h"
+#include "proto/status/status_macros.h"
+#include "server/backend/backend.h"
+#include "server/backend/call.h"
+#include "server/backend/plugin_table.h"
+#include "server/os/errors.h"
+#include "server/plugin_host/publish.h"
+#include "server/queue/requests.h"
+
+namespace ckptd {
+namespace {
+
+constexpr absl::Duration kBetweenReports = absl::Milliseconds(50);
+
+// An image of the daemon's, mapped.
+class Mapping {
+ public:
+  static absl::StatusOr<std::unique_ptr<Mapping>> Open(const v1::Image& image, bool writable) {
+    const UniqueFd fd(open(image.path().c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
+    struct stat status = {};
+    if (fd.get() < 0 || fstat(fd.get(), &status) != 0) {
+      return OsError(image.path(), "open the image", errno);
+    }
+    if (status.st_ino != image.inode() || status.st_size < image.size_bytes()) {
+      return MakeError(absl::StatusCode::kInternal, "INTERNAL",
+                       absl::StrCat(image.path(), ": is not the image that the daemon meant"));
+    }
+    const auto size = static_cast<size_t>(image.size_bytes());
+    void* base = size == 0 ? nullptr
+                           : mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                                  MAP_SHARED, fd.get(), 0);
+    if (base == MAP_FAILED) return OsError(image.path(), "map the image", errno);
+    return std::unique_ptr<Mapping>(new Mapping(static_cast<uint8_t*>(base), size));
+  }
+  ~Mapping() {
+    if (base_ != nullptr) munmap(base_, size_);
+  }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  uint8_t* base() const { return base_; }
+
+ private:
+  Mapping(uint8_t* base, size_t size) : base_(base), size_(size) {}
+  uint8_t* const base_;
+  const size_t size_;
+};
+
+using Stream = grpc::ClientReaderWriter<v1::HostReport, v1::HostTask>;
+
+// What several threads write to.
+class Reports {
+ public:
+  explicit Reports(Stream* stream) : stream_(stream) {}
+  void Write(const v1::HostReport& report) {
+    absl::MutexLock lock(&mu_);
+    stream_->Write(report);
+  }
+
+ private:
+  absl::Mutex mu_;
+  Stream* const stream_ ABSL_PT_GUARDED_BY(mu_);
+};
+
+// A task's call of the plugin.
+class TaskCall : public ckptd_call {
+ public:
+  TaskCall(std::string task_id, Reports* reports)
+      : task_id_(std::move(task_id)), reports_(reports) {}
+
+  void Cancel() { cancelled_ = true; }
+  void Answer(const v1::HostTask::Allocated& allocated) {
+    absl::MutexLock lock(&mu_);
+    allocated_ = allocated;
+    answered_ = true;
+  }
+
+  void Log(int32_t level, absl::string_view message) override {
+    static constexpr const char* kLevels[] = {"debug", "info", "warning", "error"};
+    v1::HostReport report;
+    report.mutable_log()->set_text(
+        absl::StrCat(kLevels[level < 0 || level > 3 ? 1 : level], ": ", message));
+    reports_->Write(report);
+  }
+  bool Progress(uint64_t bytes) override {
+    written_ = bytes;
+    Tell();
+    return !cancelled_;
+  }
+  bool Cancelled() override { return cancelled_; }
+  absl::Status Allocate(const ckptd_spec& spec, uint8_t** data) override;
+  absl::Status PublishFile(const std::string& path, const ckptd_bytes* pieces,
+                           size_t count) override {
+    return ckptd::PublishFile(path, pieces, count, [this](uint64_t more) { return Add(more); });
+  }
+  absl::Status MakeFolder(const std::string& path, std::string* folder) override {
+    CKPTD_ASSIGN_OR_RETURN(HiddenFolder made, MakeHiddenFolder(path));
+    *folder = made.path;
+    absl::MutexLock lock(&mu_);
+    folders_.push_back(std::move(made));
+    return absl::OkStatus();
+  }
+  absl::Status WriteFile(const std::string& path, const ckptd_bytes* pieces,
+                         size_t count) override {
+    return WriteFileDurably(path, pieces, count, [this](uint64_t more) { return Add(more); });
+  }
+  absl::Status PublishFolder(const std::string& folder, const std::string& path) override {
+    if (cancelled_) {
+      return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
+                       absl::StrCat(path, ": was cancelled before it was published"));
+    }
+    return ckptd::PublishFolder(folder, path);
+  }
+  absl::Status RemovePath(const std::string& path) override { return RemoveDurably(path); }
+
+  // What was not published goes.
+  void RemoveFolders() {
+    absl::MutexLock lock(&mu_);
+    for (const HiddenFolder& folder : folders_) (void)RemoveDurably(folder.path);
+    folders_.clear();
+  }
+
+ private:
+  bool Add(uint64_t more) {
+    written_ += more;
+    Tell();
+    return !cancelled_;
+  }
+  void Tell() {
+    {
+      absl::MutexLock lock(&mu_);
+      const absl::Time now = absl::Now();
+      if (now < next_report_) return;
+      next_report_ = now + kBetweenReports;
+    }
+    v1::HostReport report;
+    report.mutable_progress()->set_task_id(task_id_);
+    report.mutable_progress()->set_persisted_bytes(static_cast<int64_t>(written_.load()));
+    reports_->Write(report);
+  }
+
+  const std::string task_id_;
+  Reports* const reports_;
+  std::atomic<bool> cancelled_{false};
+  std::atomic<uint64_t> written_{0};
+  absl::Mutex mu_;
+  absl::Time next_report_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  std::vector<HiddenFolder> folders_ ABSL_GUARDED_BY(mu_);
+  bool answered_ ABSL_GUARDED_BY(mu_) = false;
+  v1::HostTask::Allocated allocated_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<Mapping> mapping_;
+};
+
+absl::Status TaskCall::Allocate(const ckptd_spec& spec, uint8_t** data) {
+  v1::HostReport report;
+  v1::HostReport::Allocate* wanted = report.mutable_allocate();
+  wanted->set_task_id(task_id_);
+  const CheckpointSpec copy = SpecFromC(spec);
+  for (const CheckpointSpec::Tensor& tensor : copy.tensors) {
+    v1::TensorSpec* told = wanted->add_tensors();
+    told->set_name(tensor.name);
+    told->set_dtype(tensor.dtype);
+    for (const int64_t size : tensor.shape) told->add_shape(size);
+    told->set_size_bytes(static_cast<int64_t>(tensor.size_bytes));
+  }
+  for (const auto& [key, value] : copy.options) (*wanted->mutable_options())[key] = value;
+  reports_->Write(report);
+  v1::HostTask::Allocated given;
+  {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(&answered_));
+    given = allocated_;
+  }
+  CKPTD_RETURN_IF_ERROR(FromRpc(given.error()));
+  if (static_cast<size_t>(given.tensor_offsets_size()) != spec.tensor_count) {
+    return MakeError(absl::StatusCode::kInternal, "INTERNAL",
+                     "host->allocate: the daemon answered for another number of tensors");
+  }
+  CKPTD_ASSIGN_OR_RETURN(mapping_, Mapping::Open(given.image(), /*writable=*/true));
+  for (size_t i = 0; i < spec.tensor_count; ++i) {
+    data[i] = mapping_->base() + given.tensor_offsets(static_cast<int>(i));
+  }
+  return absl::OkStatus();
+}
+
+// Does tasks, one at a time, while the stream is read on.
+class PluginTasks {
+ public:
+  PluginTasks(const ckptd_backend& table, Reports* reports) : table_(table), reports_(reports) {}
+  ~PluginTasks() { Join(); }
+
+  absl::Status Configure(const std::string& payload);
+  void Handle(const v1::HostTask& task);
+
+ private:
+  void Join() {
+    if (thread_.joinable()) thread_.join();
+  }
+  void Do(const v1::HostTask& task, TaskCall* call);
+  absl::Status Save(const v1::HostTask::Save& save, TaskCall* call);
+
+  const ckptd_backend table_;
+  Reports* const reports_;
+  std::unique_ptr<TaskCall> call_;
+  std::thread thread_;
+};
+
+// Keys and values, each followed by a zero byte.
+absl::Status PluginTasks::Configure(const std::string& payload) {
+  const std::vector<std::string> parts = absl::StrSplit(payload, '\0');
+  std::vector<ckptd_option> options;
+  for (size_t i = 0; i + 2 < parts.size(); i += 2) {
+    options.push_back({parts[i].c_str(), parts[i + 1].c_str()});
+  }
+  if (table_.configure == nullptr) {
+    if (options.empty()) return absl::OkStatus();
+    return MakeError(
+        absl::StatusCode::kInvalidArgument, "PLUGIN_REFUSED",
+        absl::StrCat("backend ", table_.name, ": takes no configuration; remove [backend.",
+                     table_.name, "] from the daemon's file"));
+  }
+  ckptd_call call;
+  return CallStatus(table_.configure(PluginHost(), &call, options.data(), options.size()), call);
+}
+
+void PluginTasks::Handle(const v1::HostTask& task) {
+  switch (task.task_case()) {
+    case v1::HostTask::kCancel:
+      if (call_ != nullptr) call_->Cancel();
+      return;
+    case v1::HostTask::kAllocated:
+      if (call_ != nullptr) call_->Answer(task.allocated());
+      return;
+    default:
+      // The one before has been answered, or there would be none.
+      Join();
+      call_ = std::make_unique<TaskCall>(task.task_id(), reports_);
+      thread_ = std::thread([this, task, call = call_.get()] { Do(task, call); });
+  }
+}
+
+void PluginTasks::Do(const v1::HostTask& task, TaskCall* call) {
+  absl::Status status;
+  if (task.has_save()) {
+    status = Save(task.save(), call);
+  } else if (task.has_load()) {
+    status = CallStatus(
+        table_.load(PluginHost(), call, task.load().path().c_str(), task.load().verify() ? 1 : 0),
+        *call);
+  } else if (task.has_remove()) {
+    status = CallStatus(table_.remove(PluginHost(), call, task.remove().path().c_str()), *call);
+  } else {
+    status =
+        absl::UnimplementedError("host process: the daemon is newer and asks for another task");
+  }
+  call->RemoveFolders();
+  v1::HostReport report;
+  report.mutable_done()->set_task_id(task.task_id());
+  if (!status.ok()) *report.mutable_done()->mutable_status() = ToRpc(status);
+  reports_->Write(report);
+}
+
+absl::Status PluginTasks::Save(const v1::HostTask::Save& save, TaskCall* call) {
+  const CheckpointSpec spec = ToSpec(save.request());
+  // As the daemon has planned it: the same spec has the same plan.
+  CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> layout,
+                         Backend::Create(NamedTensorsPlugin()));
+  CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Plan> plan, layout->MakePlan(spec));
+  if (plan->file_bytes() != static_cast<uint64_t>(save.image().size_bytes())) {
+    return MakeError(absl::StatusCode::kInternal, "INTERNAL",
+                     "host process: it and the daemon are not of the same version");
+  }
+  CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Mapping> image,
+                         Mapping::Open(save.image(), /*writable=*/false));
+  SpecInC c_spec(spec);
+  c_spec.SetData(image->base(), plan->tensor_offsets());
+  umask(save.request().umask() & 0777);
+  const char* path = save.request().path().c_str();
+  absl::Status status = CallStatus(table_.save(PluginHost(), call, path, c_spec.get()), *call);
+  if (table_.publish == nullptr) return status;
+  const bool keep = status.ok() && !call->Cancelled();
+  const absl::Status published =
+      CallStatus(table_.publish(PluginHost(), call, path, keep ? 1 : 0), *call);
+  if (!status.ok()) return status;
+  if (!keep) {
+    return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
+                     absl::StrCat(path, ": was cancelled before it was published"));
+  }
+  return published;
+}
+
+std::string Environment(const char* name) {
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): before any thread could change it
+  const char* value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
+void EndWithInput() {
+  std::thread([] {
+    char byte = 0;
+    for (;;) {
+      const ssize_t got = read(STDIN_FILENO, &byte, 1);
+      if (got == 0 || (got < 0 && errno != EINTR)) std::_Exit(0);
+    }
+  }).detach();
+}
+
+absl::Status Refused(const std::string& file, absl::string_view why) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "PLUGIN_REFUSED",
+                   absl::StrCat(file, ": ", why));
+}
+
+}  // namespace
+
+absl::StatusOr<ckptd_backend> LoadPlugin(const std::string& file) {
+  // Never closed: a plugin may have threads.
+  void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) return Refused(file, absl::StrCat("cannot be loaded: ", dlerror()));
+  const auto* table = static_cast<const ckptd_backend*>(dlsym(handle, CKPTD_PLUGIN_SYMBOL));
+  if (table == nullptr) {
+    return Refused(file, "is no plugin: it has no symbol '" CKPTD_PLUGIN_SYMBOL
+                         "'; define it with CKPTD_PLUGIN_EXPORT, and as extern \"C\" in C++");
+  }
+  if (absl::Status status = CheckFileTable(*table); !status.ok()) {
+    return Refused(file, status.message());
+  }
+  return WholeTable(*table);
+}
+
+int ProbePlugin(const std::string& file) {
+  const absl::StatusOr<ckptd_backend> table = LoadPlugin(file);
+  if (!table.ok()) {
+    std::printf("%s\n", std::string(table.status().message()).c_str());
+    return 1;
+  }
+  const Backend::Description description = DescribeTable(*table);
+  std::printf("%s\n%s\n", description.name.c_str(), description.version.c_str());
+  for (const std::string& capability : description.capabilities) {
+    std::printf("%s\n", capability.c_str());
+  }
+  return 0;
+}
+
+int RunPluginHost(const std::string& file) {
+  EndWithInput();
+  const absl::StatusOr<ckptd_backend> table = LoadPlugin(file);
+  if (!table.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(table.status().message()).c_str());
+    return 1;
+  }
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
+  auto stub = v1::CheckpointService::NewStub(grpc::CreateCustomChannel(
+      Environment("CKPTD_ADDRESS"), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  const std::unique_ptr<Stream> stream = stub->AttachHost(&context);
+  Reports reports(stream.get());
+  v1::HostReport hello;
+  hello.mutable_attach()->set_host(Environment("CKPTD_HOST_ID"));
+  hello.mutable_attach()->set_pid(getpid());
+  reports.Write(hello);
+  PluginTasks tasks(*table, &reports);
+  v1::HostTask task;
+  while (stream->Read(&task)) {
+    if (!task.has_setup()) {
+      tasks.Handle(task);
+    } else if (absl::Status status = tasks.Configure(task.setup().payload()); !status.ok()) {
+      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+      return 1;
+    }
+  }
+  // What the plugin does is of use to nobody any more, and may never end.
+  const grpc::Status end = stream->Finish();
+  std::fflush(nullptr);
+  std::_Exit(end.ok() ? 0 : 1);
+}
+
+}  // namespace ckptd
