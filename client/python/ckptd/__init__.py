@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Iterable, Optional, Union
 
+from . import backend
 from . import exit_report  # noqa: F401 - reports at exit what nobody asked after
 from .client import DEFAULT_TIMEOUT, Client
 from .errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "SaveError",
     "SaveTimeoutError",
     "UnpicklableError",
+    "backend",
     "default_client",
     "flush",
     "latest",
@@ -85,10 +87,17 @@ def load(
     fallback: Union[PathLike, Iterable[PathLike]] = (),
     verify: bool = True,
     lend: bool = True,
+    backend: str = "torch",
 ) -> Any:
     """Client.load of the default client."""
     return default_client().load(
-        path, map_location, weights_only, fallback=fallback, verify=verify, lend=lend
+        path,
+        map_location,
+        weights_only,
+        fallback=fallback,
+        verify=verify,
+        lend=lend,
+        backend=backend,
     )
 
 
@@ -97,9 +106,9 @@ def latest(folder: PathLike) -> str:
     return default_client().latest(folder)
 
 
-def remove(path: PathLike, wait: bool = True) -> None:
+def remove(path: PathLike, wait: bool = True, *, backend: str = "torch") -> None:
     """Client.remove of the default client."""
-    default_client().remove(path, wait)
+    default_client().remove(path, wait, backend=backend)
 
 
 def flush(timeout: Optional[float] = None) -> None:

@@ -12,17 +12,13 @@ from typing import Any, Callable, Iterable, List, Optional, Tuple, TypeVar, Unio
 import grpc
 import torch
 
-from . import choose, launch, local, names
+from . import backend as registered
+from . import choose, hosted, launch, local, names
 from .capture import capture
 from .content import Content, FileAt
-from .errors import (
-    CheckpointError,
-    DaemonUnavailableError,
-    SessionLostError,
-    from_rpc,
-    let_go,
-    reason_of,
-)
+from .errors import CheckpointError, DaemonUnavailableError, SessionLostError, let_go
+from .flushing import flush
+from .host_spec import Host
 from .names import PathLike
 from .overlap import Guard, wait_for_copies
 from .reserve import reserve
@@ -40,7 +36,6 @@ from .v1 import checkpoint_pb2 as pb
 
 #: Seconds that a call may take where neither the call nor the client says otherwise.
 DEFAULT_TIMEOUT = 600.0
-_ATTEMPTS = 3
 _ON_FULL = {
     "block": pb.BeginSaveRequest.BLOCK,
     "reject": pb.BeginSaveRequest.REJECT,
@@ -134,11 +129,22 @@ class Client:
         does one whose save went by a stream, to a daemon whose memory this process does not share.
         Not with overlap: the checkpoint is not complete when this returns.
 
+        backend: "torch", or one of ckptd.backend.register, whose save_checkpoint(obj, path) writes it
+        in a process of its own; `path` may be a URL then.
+
         Raises SaveError if the save is not accepted (docs/errors.md lists its `reason`s),
         UnpicklableError, SaveTimeoutError, DaemonUnavailableError, ValueError for a URL, and what
         torch.save raises for tensors that it refuses. The path is as it was then.
         """
         _check_choice("visible", visible, tuple(_VISIBLE))
+        host = registered.find(backend)
+        if host is not None:
+            if visible != "when_durable":
+                raise ValueError(
+                    f"visible: {visible!r} does not go with backend={backend!r}, which writes what it"
+                    " likes; leave out one."
+                )
+            return self.save_with(host, obj, path, overlap=overlap)
         target = names.local_path(path)
         overlaps = overlap is not None and overlap is not False
         if overlaps and visible != "when_durable":
@@ -146,19 +152,29 @@ class Client:
         guard = Guard(overlap) if overlaps else None
         wait_for_copies()
         captured = capture(obj, target, session_for(self.address).structures)
-        caller = self._caller()
         on_full = _ON_FULL[self._on_full]
-        attempt = Attempt(caller, captured, target, backend, on_full, guard, _VISIBLE[visible])
+        attempt = Attempt(
+            self.caller(), captured, target, backend, on_full, guard, _VISIBLE[visible]
+        )
 
         def save_locally() -> Save:
             local.save(obj, target)
-            done = pb.Save(path=target, state=pb.Save.SUCCEEDED, backend=backend)
-            return Save(self.address, self.timeout, self._owner, done, "")
+            return self.saved(target, backend)
 
-        return self._run(
-            attempt.run,
-            save_locally,
-        )
+        return self.run(attempt.run, save_locally)
+
+    def save_with(self, host: Host, obj: Any, path: PathLike, **options: Any) -> Save:
+        """Saves as `save` does, by the CheckpointIO of `host`; see hosted.save."""
+        return hosted.save(self, host, obj, path, _ON_FULL[self._on_full], **options)
+
+    def save_here(self, host: Host, obj: Any, path: PathLike, **options: Any) -> Save:
+        """Saves by the CheckpointIO of `host` in this process, and waits for it."""
+        return hosted.save_here(self, host.base, obj, path, **options)
+
+    def saved(self, path: str, backend: str) -> Save:
+        """The handle of a save that is durable already, without the daemon; for this package."""
+        done = pb.Save(path=path, state=pb.Save.SUCCEEDED, backend=backend)
+        return Save(self.address, self.timeout, self._owner, done, "")
 
     def load(
         self,
@@ -169,6 +185,7 @@ class Client:
         fallback: Union[PathLike, Iterable[PathLike]] = (),
         verify: bool = True,
         lend: bool = True,
+        backend: str = "torch",
     ) -> Any:
         """Loads a checkpoint with torch.load, after everything accepted before on `path`.
 
@@ -179,9 +196,14 @@ class Client:
         lend:     whether the tensors may lie in memory that the daemon lends this process for as
                   long as it has one of them: nothing is copied. Otherwise torch.load reads the
                   file.
+        backend:  one of ckptd.backend.register reads it by its load_checkpoint(path), here: then
+                  the other arguments are not asked for.
         Raises FileNotFoundError if there is no file then, CorruptCheckpointError,
         CheckpointTimeoutError, CheckpointError, and what torch.load raises.
         """
+        host = registered.find(backend)
+        if host is not None:
+            return self.load_with(path, lambda: host.base.load_checkpoint(path))
 
         def read(content: Content, target: str) -> Any:
             if verify:
@@ -190,6 +212,10 @@ class Client:
 
         paths = choose.candidates(path, fallback)
         return choose.first_that_loads(lambda one: self._load(one, read, lend), paths)
+
+    def load_with(self, path: PathLike, read: Callable[[], Any]) -> Any:
+        """What `read` gives, in the order of all on `path`; see hosted.load."""
+        return hosted.load(self, path, read)
 
     def latest(self, folder: PathLike) -> str:
         """The path of the newest torch checkpoint in `folder` that is whole.
@@ -203,20 +229,25 @@ class Client:
             real = os.path.realpath(target)
             try:
                 session = session_for(self.address)
-                self._flush(session, self.timeout, "jobs/-", "" if real == "/" else real)
+                flush(session, self._owner, self.timeout, "jobs/-", "" if real == "/" else real)
             except DaemonUnavailableError:
                 _log.debug("%s: no daemon answers", self.address, exc_info=True)
         return choose.newest(target)
 
-    def remove(self, path: PathLike, wait: bool = True) -> None:
+    def remove(self, path: PathLike, wait: bool = True, *, backend: str = "torch") -> None:
         """Removes a file or folder, after the saves that this job had accepted are durable.
+
+        With a backend of ckptd.backend.register, its remove_checkpoint(path) does.
 
         A missing path is no error. With wait=False it returns once the removal has its place in
         the order; `flush` raises if it fails then. Raises CheckpointError.
         """
+        host = registered.find(backend)
+        if host is not None:
+            return self.remove_with(host, path, wait)
         target = names.local_path(path)
         request = pb.RemoveCheckpointRequest(parent=f"jobs/{self.job}", path=target, wait=wait)
-        self._run(
+        self.run(
             lambda session, _: call(
                 session,
                 "RemoveCheckpoint",
@@ -227,6 +258,10 @@ class Client:
             ),
             lambda: local.remove(target),
         )
+
+    def remove_with(self, host: Host, path: PathLike, wait: bool = False) -> None:
+        """Removes as `remove` does, by the CheckpointIO of `host`."""
+        hosted.remove(self, host, path, wait)
 
     def flush(self, timeout: Optional[float] = None) -> None:
         """Waits until the saves and removals of this job that were accepted so far have ended.
@@ -239,7 +274,7 @@ class Client:
         session = session_for(self.address)
         failed_removals: List[CheckpointError] = []
         try:
-            failed_removals = self._flush(session, limit, f"jobs/{self.job}")
+            failed_removals = flush(session, self._owner, limit, f"jobs/{self.job}")
         except DaemonUnavailableError:
             for save in session.ledger.pending(self._owner):
                 session.ledger.settle(save, save.lost())
@@ -268,7 +303,7 @@ class Client:
             )
             return reserve(session, request, self.timeout, self._transport != "grpc")
 
-        return self._run(ask, lambda: 0)
+        return self.run(ask, lambda: 0)
 
     def raise_failed(self) -> None:
         """Raises SaveError for saves that are known to have failed and were not reported yet.
@@ -291,7 +326,7 @@ class Client:
     def _load(self, path: PathLike, read: Callable[[Content, str], _T], lend: bool) -> _T:
         """Gives the checkpoint at `path`, when its turn has come, to `read`, with its name."""
         target = names.local_path(path)
-        caller = replace(self._caller(), lend=lend)
+        caller = replace(self.caller(), lend=lend)
 
         def read_locally() -> _T:
             if not os.path.exists(target):
@@ -299,7 +334,7 @@ class Client:
             return read(FileAt(target), target)
 
         try:
-            return self._run(
+            return self.run(
                 lambda session, session_id: load_once(
                     caller, session, session_id, target, lambda content: read(content, target)
                 ),
@@ -311,10 +346,11 @@ class Client:
             # By the name that the caller knows, as where there is no daemon.
             raise FileNotFoundError(str(error).replace(target, os.fspath(path), 1)) from error
 
-    def _caller(self) -> Caller:
+    def caller(self) -> Caller:
+        """What the calls of this client have in common; for this package."""
         return Caller(self.address, self.job, self.timeout, self._transport, self._owner)
 
-    def _run(self, operation: Callable[[Session, str], _T], without_daemon: Callable[[], _T]) -> _T:
+    def run(self, operation: Callable[[Session, str], _T], without_daemon: Callable[[], _T]) -> _T:
         """Runs `operation` in an open session; again, in a new one, if the daemon restarts."""
         wait_for_copies()
         deadline = time.monotonic() + self.timeout
@@ -352,59 +388,6 @@ class Client:
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-    def _flush(
-        self, session: Session, limit: float, parent: str, path: str = ""
-    ) -> List[CheckpointError]:
-        """Waits for `parent`, at or below `path` if given; brings the ledger up to date.
-
-        Returns the failed removals.
-        """
-        wait_for_copies()
-        deadline = time.monotonic() + limit
-        request = pb.FlushRequest(parent=parent, path=path)
-        for left in reversed(range(_ATTEMPTS)):
-            if session.ledger.pending(self._owner):
-                session.connect_within(min(deadline, time.monotonic() + LONG_RETURN_TIMEOUT))
-            else:
-                session.connect()
-            with session.operation() as session_id:
-                try:
-                    response = call(
-                        session,
-                        "Flush",
-                        request,
-                        timeout=max(0.001, deadline - time.monotonic()),
-                        waited_for=f"saves or removals of {parent} go on",
-                        path=path or None,
-                    )
-                    for save in session.ledger.pending(self._owner):
-                        session.ledger.ask(save, session.get_save)
-                    return [_removal_error(removal) for removal in response.failed_removals]
-                except SessionLostError:
-                    session.lose(session_id)
-                    if not left:
-                        raise
-                except grpc.RpcError as error:  # of the asking
-                    failure = from_rpc(
-                        error,
-                        about=session.address,
-                        waited_for="the daemon is slow to say what became of a save",
-                        timeout=ANSWER_TIMEOUT,
-                    )
-                    if not isinstance(failure, SessionLostError) or not left:
-                        raise failure from error
-                    session.lose(session_id)
-        raise AssertionError("unreachable")
-
-
-def _removal_error(removal: pb.FailedRemoval) -> CheckpointError:
-    text = removal.error.message
-    return CheckpointError(
-        text if removal.path in text else f"{removal.path}: {text}",
-        reason=reason_of(removal.error),
-        path=removal.path,
-    )
 
 
 def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:

@@ -72,9 +72,7 @@ def local_path(path: PathLike) -> str:
 
     Raises ValueError for a URL, or a name that is not UTF-8.
     """
-    text = os.fspath(path)
-    if not isinstance(text, str):
-        text = os.fsdecode(text)
+    text = _text(path)
     url = _URL.match(text)
     if url:
         raise ValueError(
@@ -91,6 +89,16 @@ def local_path(path: PathLike) -> str:
     return text if os.path.isabs(text) else os.path.join(os.getcwd(), text)
 
 
+def is_url(path: PathLike) -> bool:
+    """Whether `path` is a "scheme://..."."""
+    return _URL.match(_text(path)) is not None
+
+
+def place(path: PathLike) -> str:
+    """`path` as the daemon keys what a Python CheckpointIO does: a URL as it is, else local_path."""
+    return _text(path) if is_url(path) else local_path(path)
+
+
 def umask() -> int:
     """This process's umask, read without changing it for other threads."""
     try:
@@ -103,6 +111,11 @@ def umask() -> int:
     current = os.umask(0o077)
     os.umask(current)
     return current
+
+
+def _text(path: PathLike) -> str:
+    text = os.fspath(path)
+    return text if isinstance(text, str) else os.fsdecode(text)
 
 
 def _to_id(text: str) -> str:

@@ -29,6 +29,9 @@ from .v1 import checkpoint_pb2 as pb
 _T = TypeVar("_T")
 _log = logging.getLogger("ckptd")
 
+# Backends whose tensors have no other names than their numbers.
+_TORCH_LAYOUT = ("torch", "python")
+
 
 @dataclass
 class Caller:
@@ -76,6 +79,7 @@ class Attempt:
 
     guard: what keeps the larger part from being changed while it is copied behind; `run` returns
     before it is, and the save is STAGING until then.
+    host: gives the id of the host process that is to write it, in the session of an attempt.
     """
 
     def __init__(
@@ -87,7 +91,10 @@ class Attempt:
         on_full: Any,
         guard: Optional[Guard] = None,
         visible: Any = pb.BeginSaveRequest.VISIBILITY_UNSPECIFIED,
+        host: Optional[Callable[[Session, str], str]] = None,
+        arguments: bytes = b"",
     ) -> None:
+        self._host = host
         self._guard = guard
         self._caller = caller
         self._captured = captured
@@ -99,8 +106,9 @@ class Attempt:
             umask=names.umask(),
             on_full=on_full,
             visible=visible,
+            arguments=arguments,
         )
-        if backend == "torch":
+        if backend in _TORCH_LAYOUT:
             self._request.tensor_sizes.extend(captured.sizes)
             return
         for key, record in enumerate(captured.records):
@@ -172,6 +180,8 @@ class Attempt:
 
     def _begin(self, session: Session, session_id: str) -> pb.BeginSaveResponse:
         self._request.session_id = session_id
+        if self._host is not None:
+            self._request.host = self._host(session, session_id)
         if not self._committing:
             self._new_name()
         begun: pb.BeginSaveResponse = self._call(session, "BeginSave", self._request)

@@ -12,6 +12,7 @@ from .. import fit_start
 from ..client import Client
 from ..errors import CheckpointError
 from ..names import PathLike
+from .base import Routes, local
 from .in_flight import exception_in_flight
 from .packages import FABRIC, classes
 from .progress import progress
@@ -35,6 +36,11 @@ _Bases = classes(FABRIC, "plugins", "CheckpointIO")
 class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
     """Saves through the ckptd daemon: training goes on as soon as the snapshot is taken.
 
+    checkpoint_io: any CheckpointIO, made asynchronous: its save_checkpoint and remove_checkpoint run
+             in a process outside of the trainer, in order, on a copy of it that is made at the
+             first save; its load_checkpoint runs here, when all saves to the path have ended. None:
+             the daemon writes the checkpoint itself, and Lightning's TorchCheckpointIO what goes to
+             a URL, as to s3://.
     backend: format of the checkpoint; "torch" is what torch.save writes.
     wait:    "accepted": save_checkpoint returns when the snapshot is the daemon's; "durable": when
              the checkpoint is on stable storage, as it does for a requeue of SLURM in any case.
@@ -51,6 +57,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
 
     def __init__(
         self,
+        checkpoint_io: Optional[Any] = None,
         *,
         backend: str = "torch",
         wait: str = "accepted",
@@ -68,14 +75,25 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
             )
         if overlap and visible != "when_durable":
             raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
+        if checkpoint_io is not None and (visible != "when_durable" or backend != "torch"):
+            raise ValueError(
+                f"checkpoint_io: {type(checkpoint_io).__name__} writes what it likes, where it likes,"
+                " so that backend= and visible= do not go with it; leave them out."
+            )
         self.backend = backend
         self.wait = wait
         self.visible = visible
         self.verify = verify
         self.overlap = overlap
         self.client = client if client is not None else Client()
+        self._routes = Routes(type(self).__name__, checkpoint_io)
         self._followers: List[Follower] = []
         self._expect_fit()
+
+    @property
+    def checkpoint_io(self) -> Optional[Any]:
+        """The CheckpointIO that this one makes asynchronous, if any."""
+        return self._routes.base
 
     def save_checkpoint(
         self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Optional[Any] = None
@@ -85,20 +103,22 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         Raises TypeError if storage_options is given, and what Client.save raises. A SaveError whose
         `save` names an earlier save tells of that one; this one is accepted.
         """
-        if storage_options is not None:
+        path = local(path)
+        hosted = self._routes.to(path) is not None
+        if storage_options is not None and not hosted:
             raise TypeError(
                 "`Trainer.save_checkpoint(..., storage_options=...)` with `storage_options` arg is"
                 f" not supported for `{type(self).__name__}`. Please implement your custom"
                 " `CheckpointIO` to define how you'd like to use `storage_options`."
             )
         trained = trained_by_caller(self) if self.overlap else None
-        save = self.client.save(
-            self._prepare(checkpoint),
-            path,
-            backend=self.backend,
-            overlap=trained or None,
-            visible=self.visible,
-        )
+        prepared, overlap = self._prepare(checkpoint), trained or None
+        if hosted:
+            save = self._routes.save(self.client, prepared, path, overlap, storage_options)
+        else:
+            save = self.client.save(
+                prepared, path, backend=self.backend, overlap=overlap, visible=self.visible
+            )
         for follower in self._followers:
             follower.accepted(save)
         if self.wait == "durable" or _REQUEUE_NAME.fullmatch(os.path.basename(save.path)):
@@ -118,10 +138,18 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         map_location: as torch.load takes it; the CPU if None. weights_only: handed to torch.load.
         Raises FileNotFoundError if there is none, CorruptCheckpointError.
         """
-        location = "cpu" if map_location is None else map_location
-        loaded: Dict[str, Any] = self.client.load(
-            path, location, weights_only, verify=self.verify
-        )
+        path = local(path)
+        loaded: Dict[str, Any]
+        if self._routes.to(path) is not None:
+            # As they were given: an older CheckpointIO does not know the last one.
+            given = {"map_location": map_location, "weights_only": weights_only}
+            named = {name: value for name, value in given.items() if value is not None}
+            loaded = self._routes.load(
+                self.client, path, lambda base: base.load_checkpoint(path, **named)
+            )
+        else:
+            location = "cpu" if map_location is None else map_location
+            loaded = self.client.load(path, location, weights_only, verify=self.verify)
         return loaded
 
     def remove_checkpoint(self, path: PathLike) -> None:
@@ -129,7 +157,11 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
 
         Does not wait for that; if it fails then, teardown raises it.
         """
-        self.client.remove(path, wait=False)
+        path = local(path)
+        if self._routes.to(path) is not None:
+            self._routes.remove(self.client, path)
+        else:
+            self.client.remove(path, wait=False)
 
     def teardown(self) -> None:
         """Waits until all saves are durable and lets go of the daemon; the plugin stays usable.
@@ -150,6 +182,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         finally:
             self.client.close()
             self._expect_fit()
+            self._routes.teardown()
 
     def follow(self, follower: Follower) -> None:
         """Has `follower` given each save that is accepted from now on, until teardown ends it."""
