@@ -23,7 +23,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import torch
 
 from .errors import CorruptCheckpointError
-from .shm import PROT_READ_WRITE, NotSharedError, libc, populate
+from .shm import PROT_READ_WRITE, NotSharedError, libc
 from .v1 import checkpoint_pb2 as pb
 from .verify import check_source
 from .zip_directory import STORED, Source, read_directory
@@ -92,9 +92,8 @@ class LentMemory:
         if not self._is_mappable():
             return torch.load(self._name, **arguments)
         with _contents_of(self._name, self._storage):
-            loaded = torch.load(self._name, mmap=True, **arguments)
-        threading.Thread(target=_populate, args=(self._storage,)).start()
-        return loaded
+            # Page tables are left to whoever writes: to fill them behind the load costs that more.
+            return torch.load(self._name, mmap=True, **arguments)
 
     def _is_mappable(self) -> bool:
         """Whether the file is a zip file without compressed records.
@@ -122,18 +121,6 @@ def _open(image: pb.Image) -> int:
         return fd
     os.close(fd)
     raise NotSharedError(f"{image.path} is another file than the daemon's")
-
-
-def _populate(storage: torch.UntypedStorage) -> None:
-    """Fills the page tables: the first write to a page would cost a fault for each.
-
-    Not for a daemon thread: to let go of the storage in an interpreter that ends may abort it.
-    """
-    size = storage.nbytes()
-    for start in range(0, size, _CHUNK_BYTES):
-        if not threading.main_thread().is_alive():
-            return
-        populate(storage.data_ptr() + start, min(_CHUNK_BYTES, size - start))
 
 
 def _map_privately() -> None:
