@@ -66,12 +66,14 @@ class Host:
         Where the daemon cannot start it, it is started here unless it runs.
         """
         self.prepare()
-        spec = pb.HostSpec.FromString(self._spec)
+        spec = pb.HostSpec.FromString(self._spec or b"")
         if self._registered[:2] != (session.address, session_id):
             request = pb.RegisterHostRequest(session_id=session_id, spec=spec)
             answer = session.call("RegisterHost", request, ANSWER_TIMEOUT)
             if not answer.startable:
-                _started.setdefault(answer.host, _spawn(answer.host, spec, session.address))
+                with _lock:
+                    if answer.host not in _started:
+                        _started[answer.host] = _spawn(answer.host, spec, session.address)
             self._registered = (session.address, session_id, answer.host)
         host = self._registered[2]
         with _lock:

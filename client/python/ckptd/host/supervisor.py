@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from typing import Any, Iterator, Optional, Tuple
 
 import grpc
@@ -81,7 +82,7 @@ class Supervisor:
         """Serves one stream; returns whether the daemon took it, and how it ended."""
         self._events = queue.Queue()
         self._reports = queue.Queue(_MAX_REPORTS)
-        with rpc.open_channel(self._address) as channel:
+        with closing(rpc.open_channel(self._address)) as channel:
             self._stub = rpc.Stub(channel)
             attach = pb.HostReport.Attach(host=self._host, pid=os.getpid())
             self._reports.put(pb.HostReport(attach=attach))

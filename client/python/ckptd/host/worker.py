@@ -55,7 +55,7 @@ class Runner:
         path = task.save.request.path if saves else task.remove.path
         if self._error is not None:
             what = "which could not be made in its host process"
-            return exception(path, self._label, self._error, what).SerializeToString()
+            return _bytes(exception(path, self._label, self._error, what))
         try:
             if saves:
                 self._save(task.save.request.arguments, image)
@@ -63,8 +63,8 @@ class Runner:
                 self._base.remove_checkpoint(path)
         except BaseException as error:  # noqa: BLE001 - SystemExit, too
             what = "in save_checkpoint" if saves else "in remove_checkpoint"
-            return exception(path, self._label, error, what).SerializeToString()
-        return status_pb2.Status().SerializeToString()
+            return _bytes(exception(path, self._label, error, what))
+        return _bytes(status_pb2.Status())
 
     def end(self) -> None:
         """Tears the object down."""
@@ -91,7 +91,13 @@ class Runner:
             self._base.teardown()  # waits for its thread, whose end is the save's
 
 
+def _bytes(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
 def _main() -> None:
+    # Becoming like the trainer takes this module's name away: it must not go with it.
     this = sys.modules["__main__"]
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)

@@ -133,10 +133,9 @@ class _ForScheme:
 
 
 def _for_scheme(scheme: str) -> _ForScheme:
-    import fsspec.registry
+    from fsspec.registry import registry
 
-    known = scheme in fsspec.registry.known_implementations
-    return _ForScheme(scheme, None if known else fsspec.registry.registry.get(scheme))
+    return _ForScheme(scheme, registry.get(scheme))
 
 
 def _torch_checkpoint_io() -> Any:

@@ -182,7 +182,16 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         finally:
             self.client.close()
             self._expect_fit()
+            self._tear_down_base()
+
+    def _tear_down_base(self) -> None:
+        failed = sys.exc_info()[0] is not None
+        try:
             self._routes.teardown()
+        except Exception:
+            if not failed:
+                raise
+            _log.exception("teardown of %s failed, too", type(self.checkpoint_io).__name__)
 
     def follow(self, follower: Follower) -> None:
         """Has `follower` given each save that is accepted from now on, until teardown ends it."""
