@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import ckptd
+import fsspec
 import psutil
 import pytest
 import torch
@@ -228,18 +229,23 @@ def test_memory_url_is_served_here_with_one_warning(client):
     io.teardown()
 
 
-def test_other_url_is_served_in_a_process_in_order(client, tmp_path):
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
+_BOX = """
+from fsspec.implementations.local import LocalFileSystem
 
-    class Box(LocalFileSystem):
-        protocol = "box"
 
-        @classmethod
-        def _strip_protocol(cls, path, name=""):
-            return str(path).replace("box://", "/")
+class Box(LocalFileSystem):
+    protocol = "box"
 
-    fsspec.register_implementation("box", Box, clobber=True)
+    @classmethod
+    def _strip_protocol(cls, path, name=""):
+        return str(path).replace("box://", "/")
+"""
+
+
+def test_other_url_is_served_in_a_process_in_order(client, tmp_path, monkeypatch):
+    (tmp_path / "my_box.py").write_text(_BOX)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fsspec.register_implementation("box", importlib.import_module("my_box").Box, clobber=True)
     io = SidecarCheckpointIO(client=client)
     url = f"box://{tmp_path}/a.ckpt".replace("///", "//")
     with pytest.warns(RuntimeWarning, match="box://"):

@@ -60,6 +60,9 @@ class Stub:
         file = descriptor_pb2.FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
         for service in file.service:
             for method in service.method:
+                if method.client_streaming and method.server_streaming:
+                    if isinstance(channel, RelayChannel):  # a forked child is no host process
+                        continue
                 setattr(self, method.name, _callable(channel, file.package, service, method))
 
     def __getattr__(self, name: str) -> Any:
