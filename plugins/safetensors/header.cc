@@ -227,7 +227,7 @@ std::string_view TorchName(std::string_view format) {
 }
 
 std::string ReadEntry(const std::string& name, const Json& value, Entry* entry) {
-  const std::string broken = "the header's entry of " + Quoted(name) + " is broken";
+  std::string broken = "the header's entry of " + Quoted(name) + " is broken";
   const Json* dtype = value.Find("dtype");
   const Json* shape = value.Find("shape");
   const Json* offsets = value.Find("data_offsets");

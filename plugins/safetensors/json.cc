@@ -109,8 +109,9 @@ class Parser {
 
   bool Hex(uint32_t* code) {
     if (left_.size() < 4) return false;
-    const char* end = left_.data() + 4;
-    const auto [at, error] = std::from_chars(left_.data(), end, *code, 16);
+    const std::string digits(left_.substr(0, 4));
+    const char* end = digits.data() + digits.size();
+    const auto [at, error] = std::from_chars(digits.data(), end, *code, 16);
     left_.remove_prefix(4);
     return error == std::errc() && at == end;
   }

@@ -79,7 +79,7 @@ std::string Digits(uint32_t crc) {
 ckptd_code Seal(const ckptd_host* host, ckptd_call* call, const ckptd_plan* plan, uint8_t* image) {
   return Guarded(host, call, [&] {
     const Layout& layout = ToLayout(plan);
-    std::memcpy(image, layout.head.data(), layout.head.size());
+    std::copy(layout.head.begin(), layout.head.end(), image);
     uint32_t crc = 0;
     for (uint64_t at = 0; at < layout.file_bytes;) {
       const uint64_t step = std::min(kStep, layout.file_bytes - at);
@@ -112,7 +112,7 @@ class Reader {
     fd_ = open(path_.c_str(), O_RDONLY | O_CLOEXEC);
     struct stat status = {};
     if (fd_ < 0 || fstat(fd_, &status) != 0) {
-      return Say(errno == ENOENT ? CKPTD_NOT_FOUND : CKPTD_INTERNAL, std::strerror(errno));
+      return Say(errno == ENOENT ? CKPTD_NOT_FOUND : CKPTD_INTERNAL, strerrordesc_np(errno));
     }
     if (!S_ISREG(status.st_mode)) return Say(CKPTD_FAILED_PRECONDITION, "is no file");
     size_ = static_cast<uint64_t>(status.st_size);
@@ -174,7 +174,7 @@ class Reader {
     while (length > 0) {
       const ssize_t got = pread(fd_, out, length, static_cast<off_t>(at));
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return Say(CKPTD_INTERNAL, std::strerror(errno));
+      if (got < 0) return Say(CKPTD_INTERNAL, strerrordesc_np(errno));
       if (got == 0) return Say(CKPTD_DATA_LOSS, "was cut while it was read");
       at += static_cast<uint64_t>(got);
       out += got;

@@ -84,7 +84,7 @@ absl::StatusOr<std::string> BackendHosts::Add(const v1::HostSpec& spec) {
   JoinEnded();
   for (int i = 0;; ++i) {
     // Two that only seem to be the same by their checksum are told apart.
-    const std::string id = i == 0 ? base : absl::StrCat(base, "-", i);
+    std::string id = i == 0 ? base : absl::StrCat(base, "-", i);
     auto it = hosts_.find(id);
     if (it == hosts_.end()) {
       Put(id, spec);

@@ -24,8 +24,6 @@
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 
-extern char** environ;
-
 namespace ckptd {
 namespace {
 
@@ -40,7 +38,7 @@ absl::Status Refuse(const std::string& file, absl::string_view why) {
 // Whoever can write to it can run code as this user.
 absl::Status CheckTrust(const std::string& path, bool is_folder) {
   struct stat status = {};
-  if (lstat(path.c_str(), &status) != 0) return Refuse(path, strerror(errno));
+  if (lstat(path.c_str(), &status) != 0) return Refuse(path, strerrordesc_np(errno));
   if (is_folder ? !S_ISDIR(status.st_mode) : !S_ISREG(status.st_mode)) {
     return Refuse(path,
                   is_folder ? "is no folder" : "is no regular file; put the file itself here");
@@ -81,7 +79,7 @@ std::string ReadAnswer(int fd, pid_t pid, bool* too_long) {
 
 absl::StatusOr<std::string> Probe(const std::string& program, const std::string& file) {
   int pipe_ends[2];
-  if (pipe2(pipe_ends, O_CLOEXEC) != 0) return Refuse(file, strerror(errno));
+  if (pipe2(pipe_ends, O_CLOEXEC) != 0) return Refuse(file, strerrordesc_np(errno));
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -94,7 +92,7 @@ absl::StatusOr<std::string> Probe(const std::string& program, const std::string&
   close(pipe_ends[1]);
   if (error != 0) {
     close(pipe_ends[0]);
-    return Refuse(file, absl::StrCat("cannot be looked at: ", strerror(error)));
+    return Refuse(file, absl::StrCat("cannot be looked at: ", strerrordesc_np(error)));
   }
   bool too_long = false;
   std::string answer = ReadAnswer(pipe_ends[0], pid, &too_long);
@@ -105,7 +103,7 @@ absl::StatusOr<std::string> Probe(const std::string& program, const std::string&
   if (too_long) return Refuse(file, "did not finish loading within 10 s");
   if (WIFSIGNALED(status)) {
     return Refuse(file, absl::StrCat("crashed while it was loaded: signal ", WTERMSIG(status), " (",
-                                     strsignal(WTERMSIG(status)), ")"));
+                                     sigdescr_np(WTERMSIG(status)), ")"));
   }
   if (WEXITSTATUS(status) == 0) return answer;
   const std::string why(absl::StripAsciiWhitespace(answer));

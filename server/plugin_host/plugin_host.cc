@@ -305,7 +305,7 @@ absl::Status PluginTasks::Save(const v1::HostTask::Save& save, TaskCall* call) {
   absl::Status status = CallStatus(table_.save(PluginHost(), call, path, c_spec.get()), *call);
   if (table_.publish == nullptr) return status;
   const bool keep = status.ok() && !call->Cancelled();
-  const absl::Status published =
+  absl::Status published =
       CallStatus(table_.publish(PluginHost(), call, path, keep ? 1 : 0), *call);
   if (!status.ok()) return status;
   if (!keep) {
@@ -341,6 +341,7 @@ absl::Status Refused(const std::string& file, absl::string_view why) {
 absl::StatusOr<ckptd_backend> LoadPlugin(const std::string& file) {
   // Never closed: a plugin may have threads.
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): of this thread
   if (handle == nullptr) return Refused(file, absl::StrCat("cannot be loaded: ", dlerror()));
   const auto* table = static_cast<const ckptd_backend*>(dlsym(handle, CKPTD_PLUGIN_SYMBOL));
   if (table == nullptr) {
