@@ -14,11 +14,12 @@ import torch
 
 from . import backend as registered
 from . import choose, hosted, launch, local, names
-from .capture import capture
+from .capture import Captured, capture
 from .content import Content, FileAt
 from .errors import CheckpointError, DaemonUnavailableError, SessionLostError, let_go
 from .flushing import flush
 from .host_spec import Host
+from .named import capture_named, takes_names
 from .names import PathLike
 from .overlap import Guard, wait_for_copies
 from .reserve import reserve
@@ -129,7 +130,8 @@ class Client:
         does one whose save went by a stream, to a daemon whose memory this process does not share.
         Not with overlap: the checkpoint is not complete when this returns.
 
-        backend: "torch", or one of ckptd.backend.register, whose save_checkpoint(obj, path) writes it
+        backend: "torch"; "safetensors", or a plugin of the daemon's, which write nested dicts and
+        lists of tensors, and what else they take; or one of ckptd.backend.register, whose save_checkpoint(obj, path) writes it
         in a process of its own; `path` may be a URL then.
 
         Raises SaveError if the save is not accepted (docs/errors.md lists its `reason`s),
@@ -151,13 +153,18 @@ class Client:
             raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
         guard = Guard(overlap) if overlaps else None
         wait_for_copies()
-        captured = capture(obj, target, session_for(self.address).structures)
+        captured: Captured
+        if takes_names(backend):
+            captured = capture_named(obj, target, backend)
+        else:
+            captured = capture(obj, target, session_for(self.address).structures)
         on_full = _ON_FULL[self._on_full]
         attempt = Attempt(
             self.caller(), captured, target, backend, on_full, guard, _VISIBLE[visible]
         )
 
         def save_locally() -> Save:
+            local.check_backend(backend, target)
             local.save(obj, target)
             return self.saved(target, backend)
 
@@ -196,7 +203,8 @@ class Client:
         lend:     whether the tensors may lie in memory that the daemon lends this process for as
                   long as it has one of them: nothing is copied. Otherwise torch.load reads the
                   file.
-        backend:  one of ckptd.backend.register reads it by its load_checkpoint(path), here: then
+        backend:  a plugin of the daemon's reads it; what the others write tells itself what it is.
+                  One of ckptd.backend.register reads it by its load_checkpoint(path), here: then
                   the other arguments are not asked for.
         Raises FileNotFoundError if there is no file then, CorruptCheckpointError,
         CheckpointTimeoutError, CheckpointError, and what torch.load raises.
@@ -211,7 +219,7 @@ class Client:
             return content.load(map_location, weights_only)
 
         paths = choose.candidates(path, fallback)
-        return choose.first_that_loads(lambda one: self._load(one, read, lend), paths)
+        return choose.first_that_loads(lambda one: self._load(one, read, lend, backend), paths)
 
     def load_with(self, path: PathLike, read: Callable[[], Any]) -> Any:
         """What `read` gives, in the order of all on `path`; see hosted.load."""
@@ -246,7 +254,12 @@ class Client:
         if host is not None:
             return self.remove_with(host, path, wait)
         target = names.local_path(path)
-        request = pb.RemoveCheckpointRequest(parent=f"jobs/{self.job}", path=target, wait=wait)
+        request = pb.RemoveCheckpointRequest(
+            parent=f"jobs/{self.job}",
+            path=target,
+            wait=wait,
+            backend=backend if takes_names(backend) else "",
+        )
         self.run(
             lambda session, _: call(
                 session,
@@ -323,12 +336,16 @@ class Client:
         wait_for_copies()
         session_for(self.address).release(self)
 
-    def _load(self, path: PathLike, read: Callable[[Content, str], _T], lend: bool) -> _T:
+    def _load(
+        self, path: PathLike, read: Callable[[Content, str], _T], lend: bool, backend: str
+    ) -> _T:
         """Gives the checkpoint at `path`, when its turn has come, to `read`, with its name."""
         target = names.local_path(path)
-        caller = replace(self.caller(), lend=lend)
+        reader = backend if takes_names(backend) else ""
+        caller = replace(self.caller(), lend=lend, backend=reader)
 
         def read_locally() -> _T:
+            local.check_backend("" if backend == "safetensors" else reader, target)
             if not os.path.exists(target):
                 raise FileNotFoundError(f"Checkpoint file not found: {os.fspath(path)}")
             return read(FileAt(target), target)

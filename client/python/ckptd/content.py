@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from typing import Any, Optional, Protocol
 
 import torch
 
+from . import safetensors_file
 from .verify import check
+from .zip_directory import Source
 
 
 class Content(Protocol):
@@ -33,6 +36,12 @@ class InMemory:
 
     def load(self, map_location: Any, weights_only: Optional[bool]) -> Any:
         """As Content.load."""
+        view = self._content.getbuffer()
+        source = Source("the stream", len(view), lambda at, n: view[at : at + n])
+        if safetensors_file.is_safetensors(source):
+            # Keeps the view, which keeps the bytes; to release it would not be noticed.
+            memory = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
+            return safetensors_file.load(memory, source, map_location)
         return torch.load(self._content, map_location=map_location, weights_only=weights_only)
 
 
@@ -48,6 +57,9 @@ class FileAt:
 
     def load(self, map_location: Any, weights_only: Optional[bool]) -> Any:
         """As Content.load."""
+        with open(self._path, "rb") as file:
+            if _is_safetensors(file.fileno(), self._path):
+                return _load_safetensors(file.fileno(), self._path, map_location)
         return torch.load(self._path, map_location=map_location, weights_only=weights_only)
 
 
@@ -67,5 +79,29 @@ class OpenFile:
         by_name = f"/proc/self/fd/{self._fd}"
         if os.path.exists(by_name):
             return FileAt(by_name).load(map_location, weights_only)
+        if _is_safetensors(self._fd, by_name):
+            return _load_safetensors(self._fd, by_name, map_location)
         with open(self._fd, "rb", closefd=False) as file:
             return torch.load(file, map_location=map_location, weights_only=weights_only)
+
+
+def _source(fd: int, path: str) -> Source:
+    return Source(path, os.fstat(fd).st_size, lambda at, n: os.pread(fd, n, at))
+
+
+def _is_safetensors(fd: int, path: str) -> bool:
+    # What is no file, as a folder, is torch's to refuse.
+    return stat.S_ISREG(os.fstat(fd).st_mode) and safetensors_file.is_safetensors(_source(fd, path))
+
+
+def _load_safetensors(fd: int, path: str, map_location: Any) -> Any:
+    source = _source(fd, path)
+    whole = torch.empty(source.size, dtype=torch.uint8)
+    content = memoryview(whole.numpy())
+    at = 0
+    while at < source.size:
+        count = os.preadv(fd, [content[at:]], at)
+        if count == 0:
+            source.corrupt(at, "the file was cut while it was read")
+        at += count
+    return safetensors_file.load(whole.untyped_storage(), source, map_location)

@@ -22,6 +22,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 
+from . import safetensors_file
 from .errors import CorruptCheckpointError
 from .shm import PROT_READ_WRITE, NotSharedError, libc
 from .v1 import checkpoint_pb2 as pb
@@ -88,6 +89,8 @@ class LentMemory:
             with _Filling(self._file, self._address, self._size):
                 pass
             self._file = None
+        if safetensors_file.is_safetensors(self._source()):
+            return safetensors_file.load(self._storage, self._source(), map_location)
         arguments = {"map_location": map_location, "weights_only": weights_only}
         if not self._is_mappable():
             return torch.load(self._name, **arguments)
@@ -100,12 +103,14 @@ class LentMemory:
 
         torch.load inflates those, but not where it maps the file: it takes them for the weights.
         """
-        content = _bytes_at(self._address, self._size)
-        source = Source(self._name, self._size, lambda at, n: content[at : at + n])
         try:
-            return all(record.method == STORED for record in read_directory(source))
+            return all(record.method == STORED for record in read_directory(self._source()))
         except CorruptCheckpointError:
             return False
+
+    def _source(self) -> Source:
+        content = _bytes_at(self._address, self._size)
+        return Source(self._name, self._size, lambda at, n: content[at : at + n])
 
 
 def _bytes_at(address: int, size: int) -> memoryview:

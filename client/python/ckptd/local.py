@@ -9,6 +9,20 @@ from typing import Any
 
 import torch
 
+from .errors import DaemonUnavailableError
+from .named import takes_names
+
+
+def check_backend(backend: str, path: str) -> None:
+    """Raises DaemonUnavailableError for a backend that only the daemon has; "" is a file's."""
+    if backend and takes_names(backend):
+        raise DaemonUnavailableError(
+            f"{path}: only the daemon has the backend {backend}, and none answers. Start `ckptd`, or "
+            'use backend="torch".',
+            reason="NO_DAEMON",
+            path=path,
+        )
+
 
 def save(obj: Any, path: str) -> None:
     """Writes `obj` to `path` by way of a dot-file beside it. Raises what torch and the OS raise."""

@@ -20,6 +20,7 @@ from .capture import Captured
 from .content import Content, InMemory, OpenFile
 from .errors import CheckpointError, SaveError, SessionLostError, from_rpc
 from .lending import LentMemory
+from .named import Named
 from .overlap import Guard
 from .save import Save
 from .session import ANSWER_TIMEOUT, Session
@@ -43,6 +44,7 @@ class Caller:
     transport: str  # "auto", "shm" or "grpc"
     owner: Any  # whose saves are reported together
     lend: bool = True  # whether a load may take memory of the daemon
+    backend: str = ""  # that reads a load; empty: the file
 
 
 def call(
@@ -110,6 +112,10 @@ class Attempt:
         )
         if backend in _TORCH_LAYOUT:
             self._request.tensor_sizes.extend(captured.sizes)
+            return
+        if isinstance(captured, Named):
+            self._request.tensors.extend(captured.specs)
+            self._request.options.update(captured.options)
             return
         for key, record in enumerate(captured.records):
             dtype = str(record.dtype).replace("torch.", "", 1)
@@ -280,7 +286,12 @@ def load_once(
     begun = call(
         session,
         "BeginLoad",
-        pb.BeginLoadRequest(session_id=session_id, path=path, lend=shared and caller.lend),
+        pb.BeginLoadRequest(
+            session_id=session_id,
+            path=path,
+            lend=shared and caller.lend,
+            backend=caller.backend,
+        ),
         timeout=caller.timeout,
         waited_for=waiting,
         path=path,

@@ -14,6 +14,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Iterator, List, NamedTuple, NoReturn, Optional, Union
 
+from . import safetensors_file
 from .errors import CheckpointError, CorruptCheckpointError
 from .names import PathLike
 from .zip_directory import (
@@ -93,6 +94,8 @@ def check_source(source: Source) -> Optional[Checked]:
     """The same for what `source` reads."""
     if source.size == 0:
         source.corrupt(0, "the file is empty")
+    if safetensors_file.is_safetensors(source):
+        return Checked(safetensors_file.check(source), source.size, has_pickle=False)
     head = bytes(source.read(0, min(len(MAGIC), source.size)))
     if head != MAGIC:
         _check_is_no_zip(source, head)
