@@ -97,7 +97,7 @@ def _is_safetensors(fd: int, path: str) -> bool:
 def _load_safetensors(fd: int, path: str, map_location: Any) -> Any:
     source = _source(fd, path)
     whole = torch.empty(source.size, dtype=torch.uint8)
-    content = memoryview(whole.numpy())
+    content = memoryview(whole.numpy().data)
     at = 0
     while at < source.size:
         count = os.preadv(fd, [content[at:]], at)

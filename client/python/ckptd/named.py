@@ -28,8 +28,8 @@ from .v1 import checkpoint_pb2 as pb
 # Of those that take a serialized object all are built into the daemon: a plugin never does.
 _TAKES_OBJECT = ("torch", "xla", "python")
 _ROOT = "data"
-_DICTS = {dict: "dict", OrderedDict: "OrderedDict"}
-_SEQUENCES = {list: "list", tuple: "tuple"}
+_DICTS: Dict[Any, str] = {dict: "dict", OrderedDict: "OrderedDict"}
+_SEQUENCES: Dict[Any, str] = {list: "list", tuple: "tuple"}
 
 
 def takes_names(backend: str) -> bool:
@@ -222,7 +222,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.UntypedStorage:
     start = plain.storage_offset() * plain.element_size()
     size = plain.numel() * plain.element_size()
     if size == 0:
-        return torch.UntypedStorage(0)
+        return torch.empty(0, dtype=torch.uint8).untyped_storage()
     if (start, size) == (0, storage.nbytes()):
         return storage
     part: torch.UntypedStorage = storage[start : start + size]  # a view

@@ -18,7 +18,7 @@ from .zip_directory import Source
 
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 8 << 20
-_CHECKSUM = re.compile(rb'\{"__metadata__":\{"ckptd\.crc32":"([0-9a-f]{8})"')
+_CHECKSUM = re.compile(rb'\{"__metadata__":\{"ckptd\.crc32":"(.{8})"', re.DOTALL)
 _NO_CHECKSUM = b"00000000"
 _METADATA = "__metadata__"
 _OURS = "ckptd.crc32"
@@ -111,8 +111,9 @@ def check(source: Source) -> int:
         size = min(_CHUNK_BYTES, source.size - at)
         crc = zlib.crc32(source.read(at, size), crc)
         at += size
-    if crc != int(mark[1], 16):
-        source.corrupt(8, f"CRC-32 of the file is {crc:08x}, its header says {mark[1].decode()}")
+    if f"{crc:08x}".encode() != mark[1]:
+        said = mark[1].decode("utf-8", "replace")
+        source.corrupt(8, f"CRC-32 of the file is {crc:08x}, its header says {said}")
     return count
 
 
@@ -144,6 +145,7 @@ def load(memory: torch.UntypedStorage, source: Source, map_location: Any) -> Any
 def _entry(name: str, told: Dict[str, Any], data: int) -> Entry:
     dtype = getattr(torch, _TORCH_NAMES.get(told["dtype"], told["dtype"]), None)
     _expect(isinstance(dtype, torch.dtype), f"has the dtype {told['dtype']!r}", name)
+    assert isinstance(dtype, torch.dtype)
     shape, (begin, end) = told["shape"], told["data_offsets"]
     _expect(all(type(n) is int and n >= 0 for n in [*shape, begin, end]), "has no sizes", name)
     size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
@@ -187,7 +189,7 @@ def _placer(map_location: Any) -> _Place:
 def _tensor(entry: Entry, memory: torch.UntypedStorage, place: _Place) -> torch.Tensor:
     """Has a storage of its own in `memory`, so that to save it again saves no more than itself."""
     if entry.begin == entry.end:
-        part = torch.UntypedStorage(0)
+        part = torch.empty(0, dtype=torch.uint8).untyped_storage()
     else:
         part = memory[entry.begin : entry.end]
         if part.data_ptr() % torch.empty(0, dtype=entry.dtype).element_size():
