@@ -110,7 +110,8 @@ static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* pat
   FILE* in;
   (void)verify; /* npy has no checksums */
   snprintf(file, sizeof(file), "%s/index.tsv", path);
-  if ((in = fopen(file, "r")) == NULL) return fail(host, call, CKPTD_NOT_FOUND, file, "not there");
+  in = fopen(file, "r");
+  if (in == NULL) return fail(host, call, CKPTD_NOT_FOUND, file, "not there");
   while (n < MAX_TENSORS && fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]\n", names[n],
                                    dtypes[n], &bytes, shape) == 4) {
     const ckptd_tensor t = {names[n], dtypes[n], shapes[n], NULL, 0, bytes, NULL};
@@ -128,7 +129,8 @@ static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* pat
   for (i = 0; i < n; ++i) {
     int whole;
     snprintf(file, sizeof(file), "%s/%zu.npy", path, i);
-    if ((in = fopen(file, "rb")) == NULL) return fail(host, call, CKPTD_DATA_LOSS, file, "missing");
+    in = fopen(file, "rb");
+    if (in == NULL) return fail(host, call, CKPTD_DATA_LOSS, file, "missing");
     fseek(in, -(long)tensors[i].size_bytes, SEEK_END);
     whole = fread(data[i], 1, tensors[i].size_bytes, in) == tensors[i].size_bytes;
     fclose(in);
