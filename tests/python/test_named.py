@@ -96,9 +96,7 @@ def test_every_flipped_byte_is_found(server, tmp_path):
     path = tmp_path / "a.safetensors"
     server.client().save({"w": torch.arange(8)}, path, backend="safetensors").result()
     whole = path.read_bytes()
-    # A file of others has no checksum, and one whose checksum has another name is such a file.
-    name = whole.index(b"ckptd.crc32")
-    for at in set(range(len(whole))) - set(range(name, name + len(b"ckptd.crc32"))):
+    for at in range(len(whole)):
         damaged = bytearray(whole)
         damaged[at] ^= 0x10
         path.write_bytes(damaged)
@@ -194,7 +192,7 @@ def test_a_header_that_does_not_fit_its_file_is_corrupt(header, tmp_path):
 
 
 def test_a_plugin_in_a_file_loads_what_it_saved(tmp_path):
-    plugins = next(iter(BUILD.rglob("*example*.so")), None)
+    plugins = next(iter(BUILD.rglob("npy.so")), None)
     if plugins is None:
         pytest.skip("the example is not built")
     folder = tmp_path / "plugins"
