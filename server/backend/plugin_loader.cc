@@ -23,6 +23,7 @@
 #include "absl/time/time.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/backend/plugin_table.h"
 
 namespace ckptd {
 namespace {
@@ -30,28 +31,24 @@ namespace {
 constexpr absl::Duration kProbePatience = absl::Seconds(10);
 constexpr size_t kMaxAnswerBytes = size_t{64} << 10;
 
-absl::Status Refuse(const std::string& file, absl::string_view why) {
-  return MakeError(absl::StatusCode::kFailedPrecondition, "PLUGIN_REFUSED",
-                   absl::StrCat(file, ": ", why));
-}
-
 // Whoever can write to it can run code as this user.
 absl::Status CheckTrust(const std::string& path, bool is_folder) {
   struct stat status = {};
-  if (lstat(path.c_str(), &status) != 0) return Refuse(path, strerrordesc_np(errno));
+  if (lstat(path.c_str(), &status) != 0) return RefusePlugin(path, strerrordesc_np(errno));
   if (is_folder ? !S_ISDIR(status.st_mode) : !S_ISREG(status.st_mode)) {
-    return Refuse(path,
-                  is_folder ? "is no folder" : "is no regular file; put the file itself here");
+    return RefusePlugin(
+        path, is_folder ? "is no folder" : "is no regular file; put the file itself here");
   }
   if (status.st_uid != 0 && status.st_uid != geteuid()) {
-    return Refuse(path, absl::StrCat("belongs to user ", status.st_uid,
-                                     ", who could have this daemon run anything; chown it to ",
-                                     geteuid(), " or to root"));
+    return RefusePlugin(
+        path, absl::StrCat("belongs to user ", status.st_uid,
+                           ", who could have this daemon run anything; chown it to ", geteuid(),
+                           " or to root"));
   }
   if ((status.st_mode & 022U) != 0) {
-    return Refuse(path,
-                  "can be written by others, who could have this daemon run anything; "
-                  "chmod go-w it");
+    return RefusePlugin(path,
+                        "can be written by others, who could have this daemon run anything; "
+                        "chmod go-w it");
   }
   return absl::OkStatus();
 }
@@ -79,7 +76,7 @@ std::string ReadAnswer(int fd, pid_t pid, bool* too_long) {
 
 absl::StatusOr<std::string> Probe(const std::string& program, const std::string& file) {
   int pipe_ends[2];
-  if (pipe2(pipe_ends, O_CLOEXEC) != 0) return Refuse(file, strerrordesc_np(errno));
+  if (pipe2(pipe_ends, O_CLOEXEC) != 0) return RefusePlugin(file, strerrordesc_np(errno));
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
@@ -92,7 +89,7 @@ absl::StatusOr<std::string> Probe(const std::string& program, const std::string&
   close(pipe_ends[1]);
   if (error != 0) {
     close(pipe_ends[0]);
-    return Refuse(file, absl::StrCat("cannot be looked at: ", strerrordesc_np(error)));
+    return RefusePlugin(file, absl::StrCat("cannot be looked at: ", strerrordesc_np(error)));
   }
   bool too_long = false;
   std::string answer = ReadAnswer(pipe_ends[0], pid, &too_long);
@@ -100,14 +97,14 @@ absl::StatusOr<std::string> Probe(const std::string& program, const std::string&
   int status = 0;
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
-  if (too_long) return Refuse(file, "did not finish loading within 10 s");
+  if (too_long) return RefusePlugin(file, "did not finish loading within 10 s");
   if (WIFSIGNALED(status)) {
-    return Refuse(file, absl::StrCat("crashed while it was loaded: signal ", WTERMSIG(status), " (",
-                                     sigdescr_np(WTERMSIG(status)), ")"));
+    return RefusePlugin(file, absl::StrCat("crashed while it was loaded: signal ", WTERMSIG(status),
+                                           " (", sigdescr_np(WTERMSIG(status)), ")"));
   }
   if (WEXITSTATUS(status) == 0) return answer;
   const std::string why(absl::StripAsciiWhitespace(answer));
-  if (why.empty()) return Refuse(file, "ended the process while it was loaded");
+  if (why.empty()) return RefusePlugin(file, "ended the process while it was loaded");
   return MakeError(absl::StatusCode::kFailedPrecondition, "PLUGIN_REFUSED", why);
 }
 
@@ -129,15 +126,15 @@ absl::StatusOr<std::unique_ptr<Backend>> LookAt(const std::string& file, const s
   CKPTD_RETURN_IF_ERROR(CheckTrust(file, /*is_folder=*/false));
   CKPTD_ASSIGN_OR_RETURN(const std::string answer, Probe(program, file));
   std::vector<std::string> lines = absl::StrSplit(answer, '\n', absl::SkipEmpty());
-  if (lines.size() < 2) return Refuse(file, "printed something while it was loaded");
+  if (lines.size() < 2) return RefusePlugin(file, "printed something while it was loaded");
   Backend::Description description;
   description.name = lines[0];
   description.version = lines[1];
   description.capabilities.assign(lines.begin() + 2, lines.end());
   description.file = file;
   if (std::find(taken.begin(), taken.end(), description.name) != taken.end()) {
-    return Refuse(file, absl::StrCat("is named '", description.name,
-                                     "', as another backend is already; rename one"));
+    return RefusePlugin(file, absl::StrCat("is named '", description.name,
+                                           "', as another backend is already; rename one"));
   }
   return Backend::OfFile(image_plugin, std::move(description),
                          {{program, "--plugin-host", file}, Payload(config, lines[0])});

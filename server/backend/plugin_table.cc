@@ -92,6 +92,11 @@ absl::Status CheckFileTable(const ckptd_backend& table) {
   return absl::OkStatus();
 }
 
+absl::Status RefusePlugin(const std::string& file, absl::string_view why) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "PLUGIN_REFUSED",
+                   absl::StrCat(file, ": ", why));
+}
+
 Backend::Description DescribeTable(const ckptd_backend& table) {
   Backend::Description description;
   description.name = table.name;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "plugins/abi/plugin.h"
 #include "server/backend/backend.h"
 
@@ -20,6 +21,9 @@ ckptd_backend WholeTable(const ckptd_backend& table);
 // is. For one that is built in, or in a file.
 absl::Status CheckBuiltInTable(const ckptd_backend& table);
 absl::Status CheckFileTable(const ckptd_backend& table);
+
+// PLUGIN_REFUSED: "`file`: `why`".
+absl::Status RefusePlugin(const std::string& file, absl::string_view why);
 
 // What a table that was checked says.
 Backend::Description DescribeTable(const ckptd_backend& table);

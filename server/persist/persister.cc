@@ -41,6 +41,14 @@
 #include "server/persist/names.h"
 
 namespace ckptd {
+
+absl::Status ImageChanged(const std::string& object) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, "IMAGE_CHANGED",
+                   absl::StrCat(object,
+                                ": its client cut the image while it was the daemon's; save again, "
+                                "with a client that leaves an image alone once it is committed"));
+}
+
 namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
@@ -51,13 +59,6 @@ uint64_t RoundUp(uint64_t size) { return (size + kAlignment - 1) / kAlignment * 
 absl::Status Cancelled(const std::string& object) {
   return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
                    absl::StrCat(object, ": the save was cancelled"));
-}
-
-absl::Status ImageChanged(const std::string& object) {
-  return MakeError(absl::StatusCode::kFailedPrecondition, "IMAGE_CHANGED",
-                   absl::StrCat(object,
-                                ": its client cut the image while it was the daemon's; save again, "
-                                "with a client that leaves an image alone once it is committed"));
 }
 
 // How far the seal is; the writer waits behind it.

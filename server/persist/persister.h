@@ -43,6 +43,9 @@ struct PersistControl {
   absl::optional<FileId> file;
 };
 
+// IMAGE_CHANGED: a part of the image of `object` was lost while it was the daemon's.
+absl::Status ImageChanged(const std::string& object);
+
 // Makes one file durable at its target. See persister.cc for the protocol. Thread-safe.
 class Persister {
  public:

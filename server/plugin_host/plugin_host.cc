@@ -331,25 +331,20 @@ void EndWithInput() {
   }).detach();
 }
 
-absl::Status Refused(const std::string& file, absl::string_view why) {
-  return MakeError(absl::StatusCode::kFailedPrecondition, "PLUGIN_REFUSED",
-                   absl::StrCat(file, ": ", why));
-}
-
 }  // namespace
 
 absl::StatusOr<ckptd_backend> LoadPlugin(const std::string& file) {
   // Never closed: a plugin may have threads.
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   // NOLINTNEXTLINE(concurrency-mt-unsafe): of this thread
-  if (handle == nullptr) return Refused(file, absl::StrCat("cannot be loaded: ", dlerror()));
+  if (handle == nullptr) return RefusePlugin(file, absl::StrCat("cannot be loaded: ", dlerror()));
   const auto* table = static_cast<const ckptd_backend*>(dlsym(handle, CKPTD_PLUGIN_SYMBOL));
   if (table == nullptr) {
-    return Refused(file, "is no plugin: it has no symbol '" CKPTD_PLUGIN_SYMBOL
-                         "'; define it with CKPTD_PLUGIN_EXPORT, and as extern \"C\" in C++");
+    return RefusePlugin(file, "is no plugin: it has no symbol '" CKPTD_PLUGIN_SYMBOL
+                              "'; define it with CKPTD_PLUGIN_EXPORT, and as extern \"C\" in C++");
   }
   if (absl::Status status = CheckFileTable(*table); !status.ok()) {
-    return Refused(file, status.message());
+    return RefusePlugin(file, status.message());
   }
   return WholeTable(*table);
 }

@@ -20,6 +20,7 @@
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/os/errors.h"
+#include "server/persist/target.h"
 
 namespace ckptd {
 namespace {
@@ -31,17 +32,12 @@ absl::Status Error(const std::string& object, absl::string_view action) {
   return OsError(object, action, errno);
 }
 
-std::string FolderOf(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 absl::StatusOr<std::string> MakeFolderOf(const std::string& path) {
   if (path.size() < 2 || path[0] != '/' || path.back() == '/') {
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_PATH",
                      absl::StrCat(path, ": is no absolute path of a file or folder"));
   }
-  std::string folder = FolderOf(path);
+  std::string folder = ParentDir(path);
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) return OsError(folder, "make the folder", error.value());
@@ -177,7 +173,7 @@ absl::Status PublishFolder(const std::string& folder, const std::string& path) {
                                   "path that is not there yet"));
   }
   if (result != 0) return Error(path, "replace");
-  CKPTD_RETURN_IF_ERROR(Sync(FolderOf(path)));
+  CKPTD_RETURN_IF_ERROR(Sync(ParentDir(path)));
   if (!exchanged) return absl::OkStatus();
   std::error_code error;
   std::filesystem::remove_all(folder, error);
@@ -189,7 +185,7 @@ absl::Status RemoveDurably(const std::string& path) {
   if (lstat(path.c_str(), &status) != 0) {
     return errno == ENOENT || errno == ENOTDIR ? absl::OkStatus() : Error(path, "look at");
   }
-  const std::string folder = FolderOf(path);
+  const std::string folder = ParentDir(path);
   if (!S_ISDIR(status.st_mode)) {
     if (unlink(path.c_str()) != 0 && errno != ENOENT) return Error(path, "remove");
     return Sync(folder);

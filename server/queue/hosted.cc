@@ -188,12 +188,7 @@ absl::Status SaveQueue::PersistHosted(const SavePtr& record) {
         Annotate(backend->Seal(*record->plan, record->image->data(), go_on), record->save.name()));
     record->sealed = true;
   }
-  if (!record->image->IsUncut()) {
-    return MakeError(absl::StatusCode::kFailedPrecondition, "IMAGE_CHANGED",
-                     absl::StrCat(record->save.name(),
-                                  ": its client cut the image while it was the daemon's; save "
-                                  "again"));
-  }
+  if (!record->image->IsUncut()) return ImageChanged(record->save.name());
   v1::HostTask task;
   *task.mutable_save()->mutable_request() = record->hosted;
   Describe(*record->image, task.mutable_save()->mutable_image());

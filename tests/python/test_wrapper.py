@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import ckptd
@@ -17,7 +16,7 @@ import psutil
 import pytest
 import torch
 from ckptd.lightning import SidecarCheckpointIO
-from harness import REPO
+from harness import REPO, wait_until
 from lightning_models import PACKAGES, make_model, make_trainer
 
 # As the expert guide has it; with what tests want of it.
@@ -72,13 +71,6 @@ def mine(tmp_path, monkeypatch):
 @pytest.fixture
 def wrapper(mine, client):
     return SidecarCheckpointIO(mine(), client=client)
-
-
-def eventually(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_save_runs_elsewhere_in_order_and_load_here(wrapper, tmp_path):
@@ -145,7 +137,8 @@ def test_a_host_that_is_killed_is_started_again(mine, make_daemon, tmp_path):
     assert (tmp_path / "b.ckpt").exists()
     assert "writing b.ckpt" in daemon.log.read_text()
     # Nobody needs it any more.
-    eventually(lambda: not psutil.Process(daemon.process.pid).children(recursive=True))
+    host = psutil.Process(daemon.process.pid)
+    wait_until(lambda: not host.children(recursive=True), "the end of the host")
 
 
 def test_unpicklable_is_said_before_anything_happens(client, tmp_path):
@@ -203,7 +196,7 @@ def test_outlives_the_trainer_that_defines_it(daemon, tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert not path.exists()
     go.touch()
-    eventually(path.exists)
+    wait_until(path.exists, "the save")
     assert torch.equal(torch.load(path)["w"], torch.ones(3))
 
 

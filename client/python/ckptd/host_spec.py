@@ -10,11 +10,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
-
-import cloudpickle
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from . import names
+from .host.process import interpreter_flags
 from .session import ANSWER_TIMEOUT, Session
 from .v1 import checkpoint_pb2 as pb
 
@@ -95,7 +94,7 @@ class Host:
         found = os.stat(sys.executable)
         spec = pb.HostSpec(
             label=self.label,
-            argv=[sys.executable, *_interpreter_flags(), _PROGRAM],
+            argv=[sys.executable, *interpreter_flags(), _PROGRAM],
             directory=os.getcwd(),
             umask=names.umask(),
             device=found.st_dev,
@@ -129,6 +128,8 @@ class Host:
 
 def by_value(obj: Any) -> bytes:
     """Pickles `obj` for another process: with the classes and functions of this program itself."""
+    import cloudpickle  # which most programs that save never need
+
     main = sys.modules.get("__mp_main__")
     if main is not None and main.__name__ == "__mp_main__":
         cloudpickle.register_pickle_by_value(main)
@@ -165,11 +166,6 @@ def _forget_started() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_started)
-
-
-def _interpreter_flags() -> List[str]:
-    flags: List[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return flags
 
 
 def _text(value: str) -> str:

@@ -30,9 +30,6 @@ from .v1 import checkpoint_pb2 as pb
 _T = TypeVar("_T")
 _log = logging.getLogger("ckptd")
 
-# Backends whose tensors have no other names than their numbers.
-_TORCH_LAYOUT = ("torch", "python")
-
 
 @dataclass
 class Caller:
@@ -110,16 +107,11 @@ class Attempt:
             visible=visible,
             arguments=arguments,
         )
-        if backend in _TORCH_LAYOUT:
-            self._request.tensor_sizes.extend(captured.sizes)
-            return
         if isinstance(captured, Named):
             self._request.tensors.extend(captured.specs)
             self._request.options.update(captured.options)
-            return
-        for key, record in enumerate(captured.records):
-            dtype = str(record.dtype).replace("torch.", "", 1)
-            self._request.tensors.add(name=str(key), dtype=dtype, size_bytes=record.size_bytes)
+        else:
+            self._request.tensor_sizes.extend(captured.sizes)
 
     def run(self, session: Session, session_id: str) -> Save:
         """Raises SaveError: nothing is accepted then, but for a SessionLostError: try again."""

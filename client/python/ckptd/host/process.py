@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Callable, Optional
+from typing import IO, Callable, List, Optional
 
 from ..relay_process import read_frame, write_frame
 
@@ -19,6 +19,12 @@ PAYLOAD, TASK, STATUS = b"p", b"t", b"s"
 _END_SECONDS = 10.0
 # Of output without an end of line.
 _MAX_LINE_BYTES = 64 << 10
+
+
+def interpreter_flags() -> List[str]:
+    """The flags of this interpreter, for another one."""
+    flags: List[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
 
 
 class Worker:
@@ -37,12 +43,10 @@ class Worker:
     ) -> None:
         self.label = pickle.loads(payload)["label"]
         ours, theirs = socket.socketpair()
-        # Its own flags and those of the interpreter are the same: both have the trainer's.
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         program = str(Path(__file__).with_name("worker.py"))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, *flags, program, str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, *interpreter_flags(), program, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
