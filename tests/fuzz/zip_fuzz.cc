@@ -4,7 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "client/cpp/core/verify.h"
+#include "plugins/torch/read/verify.h"
 #include "proto/status/error_info.h"
 #include "tests/fuzz/fuzz.h"
 
