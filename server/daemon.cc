@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "plugins/safetensors/safetensors_plugin.h"
 #include "plugins/torch/torch_plugin.h"
+#include "plugins/xser/xser_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/os/memory_limit.h"
@@ -91,6 +92,8 @@ std::vector<v1::RefusedPlugin> Daemon::DescribeRefused() const {
 absl::Status Daemon::AddPlugins() {
   std::error_code error;
   const std::string program = std::filesystem::read_symlink("/proc/self/exe", error).string();
+  CKPTD_RETURN_IF_ERROR(backends_.Add(Backend::OfHost(
+      NamedTensorsPlugin(), *XserPlugin(), {{program, "--plugin-host", XserPlugin()->name}, ""})));
   std::vector<std::string> taken = backends_.Names();
   taken.emplace_back(kPythonBackend);
   LoadedPlugins found = FindPlugins(options_.plugin_dir, program, NamedTensorsPlugin(),

@@ -76,6 +76,7 @@ class Backend {
     std::string version;
     std::vector<std::string> capabilities;
     std::string file;
+    bool loads = true;
   };
 
   // One that is built in. Refuses a table of another major version, or one that lacks a function.
@@ -87,6 +88,9 @@ class Backend {
   // and the process that `host` starts writes them.
   static std::unique_ptr<Backend> OfFile(const ckptd_backend* image_plugin, Description description,
                                          Host host);
+  // One that is built in and does its saves and removals in the process that `host` starts.
+  static std::unique_ptr<Backend> OfHost(const ckptd_backend* image_plugin,
+                                         const ckptd_backend& table, Host host);
 
   const std::string& name() const { return description_.name; }
   // The plugin's own.
@@ -102,6 +106,8 @@ class Backend {
   // Null where the daemon starts none: one that is built in, and "python", whose hosts its clients
   // register.
   const Host* host() const { return host_.argv.empty() ? nullptr : &host_; }
+  // Whether the daemon or its host reads checkpoints; otherwise clients do by themselves.
+  bool loads() const { return description_.loads; }
 
   // Errors: INVALID_TENSOR where a string has a zero byte in it, what the plugin says, or INTERNAL
   // where its layout lies outside its own file.

@@ -25,6 +25,7 @@
 #include "ckptd/v1/checkpoint.grpc.pb.h"
 #include "client/cpp/core/unique_fd.h"
 #include "plugins/safetensors/safetensors_plugin.h"
+#include "plugins/xser/xser_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/backend/backend.h"
@@ -269,7 +270,7 @@ void PluginTasks::Do(const v1::HostTask& task, TaskCall* call) {
   absl::Status status;
   if (task.has_save()) {
     status = Save(task.save(), call);
-  } else if (task.has_load()) {
+  } else if (task.has_load() && table_.load != nullptr) {
     status = CallStatus(
         table_.load(PluginHost(), call, task.load().path().c_str(), task.load().verify() ? 1 : 0),
         *call);
@@ -334,6 +335,7 @@ void EndWithInput() {
 }  // namespace
 
 absl::StatusOr<ckptd_backend> LoadPlugin(const std::string& file) {
+  if (file == XserPlugin()->name) return *XserPlugin();
   // Never closed: a plugin may have threads.
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   // NOLINTNEXTLINE(concurrency-mt-unsafe): of this thread
