@@ -9,7 +9,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/cli/commands.h"
+#include "client/cli/file_kind.h"
 #include "client/cli/text.h"
+#include "plugins/safetensors/safetensors_file.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 
@@ -18,7 +20,9 @@ namespace {
 
 absl::StatusOr<VerifiedCheckpoint> VerifyFile(const std::string& path) {
   CKPTD_ASSIGN_OR_RETURN(const CheckpointFile file, CheckpointFile::Open(path));
-  return VerifyCheckpoint(file);
+  CKPTD_ASSIGN_OR_RETURN(const FileKind kind, KindOf(file));
+  if (kind != FileKind::kSafetensors) return VerifyCheckpoint(file);
+  return VerifySafetensors(path, file.size_bytes(), FileReader(&file));
 }
 
 // One line for people.
@@ -56,7 +60,7 @@ google::protobuf::Struct ToJson(const std::string& path,
 
 }  // namespace
 
-absl::Status RunVerify(const Options& options, Output& out) {
+absl::Status RunVerify(Daemon& daemon, const Options& options, Output& out) {
   google::protobuf::Struct json;
   auto* files = (*json.mutable_fields())["files"].mutable_list_value();
   size_t damaged = 0;
