@@ -2,7 +2,6 @@
 
 #include <google/protobuf/struct.pb.h>
 
-#include <filesystem>
 #include <optional>
 #include <string>
 #include <utility>
@@ -265,13 +264,37 @@ absl::Status InspectFile(const std::string& path, TorchContents* read, Contents*
   return InspectTorchFile(torch, read, contents);
 }
 
+absl::Status AskDaemon(Daemon& daemon, const Options& options, Contents* contents) {
+  contents->format = options.backend;
+  v1::InspectCheckpointRequest request;
+  request.set_path(PathForDaemon(contents->path));
+  request.set_backend(options.backend);
+  const absl::Duration timeout = options.timeout.value_or(absl::InfiniteDuration());
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  const auto stream = daemon.stub().InspectCheckpoint(&context, request);
+  v1::InspectCheckpointResponse page;
+  while (stream->Read(&page)) {
+    for (const v1::TensorSpec& tensor : page.tensors()) {
+      contents->tensors.push_back({tensor.name(),
+                                   tensor.dtype(),
+                                   {tensor.shape().begin(), tensor.shape().end()},
+                                   static_cast<uint64_t>(tensor.size_bytes()),
+                                   nullptr,
+                                   ""});
+    }
+  }
+  return daemon.Explain(stream->Finish(), timeout);
+}
+
 }  // namespace
 
 absl::Status RunInspect(Daemon& daemon, const Options& options, Output& out) {
   Contents contents;
   TorchContents read;
   contents.path = options.files.front();
-  CKPTD_RETURN_IF_ERROR(InspectFile(contents.path, &read, &contents));
+  CKPTD_RETURN_IF_ERROR(options.backend.empty() ? InspectFile(contents.path, &read, &contents)
+                                                : AskDaemon(daemon, options, &contents));
   if (options.json) {
     ShowJson(contents, out);
   } else {

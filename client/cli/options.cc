@@ -56,8 +56,8 @@ void AddGlobal(CLI::App& app, Options& options) {
   app.add_option_function<std::string>(
          "-t,--timeout",
          [&options](const std::string& text) { options.timeout = ParseTimeout(text); },
-         "How long to wait for the answer: seconds, or 500ms, 2m. Default: 10s; none for watch "
-         "and flush")
+         "How long to wait for the answer: seconds, or 500ms, 2m. Default: 10s; none for watch, "
+         "flush and --backend")
       ->check([](const std::string& text) {
         return ParseTimeout(text) ? "" : Refuse("'" + text + "' is no time: use 30, 500ms, 2m");
       })

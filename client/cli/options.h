@@ -22,7 +22,8 @@ struct Options {
   // of files, for inspect what is in one.
   bool json = false;
 
-  // --timeout. Without: 10 s where an answer comes at once, no end for watch and flush.
+  // --timeout. Without: 10 s where an answer comes at once, no end for watch, flush and
+  // --backend.
   std::optional<absl::Duration> timeout;
 
   // get, watch, cancel: jobs/{job}/saves/{save}. Empty for a watch over all saves.

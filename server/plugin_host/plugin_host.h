@@ -8,7 +8,8 @@
 
 namespace ckptd {
 
-// Loads the plugin in `file` into this process, which is then no place for anything else.
+// Loads the plugin in `file` into this process, which is then no place for anything else. A `file`
+// that is the name of a backend that is built in is that one.
 // FAILED_PRECONDITION (PLUGIN_REFUSED) with a sentence where it is none that this daemon can use.
 absl::StatusOr<ckptd_backend> LoadPlugin(const std::string& file);
 
