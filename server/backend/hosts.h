@@ -116,6 +116,9 @@ class BackendHosts {
     Task* task = nullptr;
     // Of the process that was started last; null where none is running.
     std::shared_ptr<Process> process;
+    // It has attached itself. Without a connection it is then on its way out: it never does so
+    // twice.
+    bool had_attached = false;
     std::string end;
     std::thread reaper;
   };
