@@ -12,7 +12,7 @@
 #include "proto/status/error_info.h"
 #include "server/backend/call.h"
 #include "server/backend/plugin_table.h"
-#include "server/plugin_host/plugin_host.h"
+#include "server/plugin_host/probe.h"
 #include "server/plugin_host/publish.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"
