@@ -26,6 +26,7 @@
 #include "plugins/safetensors/safetensors_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "proto/status/utf8.h"
 #include "server/backend/backend.h"
 #include "server/backend/call.h"
 #include "server/backend/plugin_table.h"
@@ -105,7 +106,7 @@ class TaskCall : public ckptd_call {
     static constexpr const char* kLevels[] = {"debug", "info", "warning", "error"};
     v1::HostReport report;
     report.mutable_log()->set_text(
-        absl::StrCat(kLevels[level < 0 || level > 3 ? 1 : level], ": ", message));
+        absl::StrCat(kLevels[level < 0 || level > 3 ? 1 : level], ": ", ToUtf8(message)));
     reports_->Write(report);
   }
   bool Progress(uint64_t bytes) override {
@@ -128,14 +129,15 @@ class TaskCall : public ckptd_call {
   }
   absl::Status WriteFile(const std::string& path, const ckptd_bytes* pieces,
                          size_t count) override {
-    return WriteFileDurably(path, pieces, count, [this](uint64_t more) { return Add(more); });
+    return WriteFileIn(path, pieces, count, [this](uint64_t more) { return Add(more); });
   }
   absl::Status PublishFolder(const std::string& folder, const std::string& path) override {
     if (cancelled_) {
       return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
                        absl::StrCat(path, ": was cancelled before it was published"));
     }
-    return ckptd::PublishFolder(folder, path);
+    absl::MutexLock lock(&mu_);
+    return ckptd::PublishFolder(folders_, folder, path);
   }
   absl::Status RemovePath(const std::string& path) override { return RemoveDurably(path); }
 
@@ -177,11 +179,28 @@ class TaskCall : public ckptd_call {
   std::unique_ptr<Mapping> mapping_;
 };
 
+// A message that holds anything else would end the stream.
+absl::Status CheckText(const CheckpointSpec& spec) {
+  std::vector<absl::string_view> texts;
+  for (const CheckpointSpec::Tensor& tensor : spec.tensors) {
+    texts.insert(texts.end(), {tensor.name, tensor.dtype});
+  }
+  for (const auto& [key, value] : spec.options) texts.insert(texts.end(), {key, value});
+  for (const absl::string_view text : texts) {
+    if (ToUtf8(text) == text) continue;
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_TENSOR",
+                     absl::StrCat("host->allocate: '", text,
+                                  "' is not UTF-8, as names, dtypes and options must be"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TaskCall::Allocate(const ckptd_spec& spec, uint8_t** data) {
   v1::HostReport report;
   v1::HostReport::Allocate* wanted = report.mutable_allocate();
   wanted->set_task_id(task_id_);
   const CheckpointSpec copy = SpecFromC(spec);
+  CKPTD_RETURN_IF_ERROR(CheckText(copy));
   for (const CheckpointSpec::Tensor& tensor : copy.tensors) {
     v1::TensorSpec* told = wanted->add_tensors();
     told->set_name(tensor.name);

@@ -166,17 +166,14 @@ class Backend:
         thread.join()
         return end.result()
 
-    def verify(self, *paths: Path) -> List[bool]:
-        """Whether each file is whole, as it is told by ckptd.verify. Raises for one that it does
-        not know."""
-        whole = []
-        for path in paths:
-            try:
-                ckptd.verify(path)
-                whole.append(True)
-            except ckptd.CorruptCheckpointError:
-                whole.append(False)
-        return whole
+    @staticmethod
+    def is_whole(path: Path) -> bool:
+        """Whether ckptd.verify finds that a file is what was saved."""
+        try:
+            ckptd.verify(path)
+        except ckptd.CheckpointError:  # damaged, or nothing that it knows
+            return False
+        return True
 
 
 def plain(state: Any) -> Any:

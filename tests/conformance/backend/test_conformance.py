@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import re
+import tempfile
 import threading
+from pathlib import Path
 
 import ckptd
 import objects
@@ -99,7 +101,15 @@ def test_nothing(backend, folder):
         check(backend, state, folder / name, *OPTIONS)
 
 
-def test_twenty_thousand_tensors(backend, folder):
+@pytest.fixture
+def folder_in_memory():
+    """For what would take a disk minutes."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="ckptd-test-") as folder:
+        yield Path(folder)
+
+
+def test_twenty_thousand_tensors(backend, folder_in_memory):
+    folder = folder_in_memory
     numbers = torch.arange(20_000).unbind()
     backend.save({f"t{at}": number.clone() for at, number in enumerate(numbers)}, folder / "a").result()
     loaded = backend.load(folder / "a")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ckptd
 import pytest
 import torch
 from subjects import ckptctl_verifies, plain
 
 STATE = {"w": torch.arange(6.0), "b": torch.tensor([1, 2, 3])}
 #: Of the bytes of one file; a hole in a larger one is as good as any other.
-_MOST = 1500
+_MOST = 400
 
 
 def files_of(path):
@@ -49,34 +48,31 @@ def saved(backend, folder):
 
 def test_a_load_is_right_or_an_error(backend, saved):
     """What has checksums never gives wrong numbers; what has none at least ends no process."""
+    has_checksums = not (backend.is_plugin or backend.is_python)
     for damage in (flips, cuts):
         for file, at in damage(saved):
             try:
                 loaded = backend.load(saved)
-            except ckptd.CheckpointError as error:
-                assert error.reason != "HOST_DIED", f"{file} at {at}: {error}"
-            except Exception:  # noqa: BLE001 - what a CheckpointIO raises
-                assert backend.is_python
+            except Exception as error:  # noqa: BLE001 - what torch or a CheckpointIO says of it
+                assert getattr(error, "reason", "") != "HOST_DIED", f"{file} at {at}: {error}"
             else:
-                has_checksums = not (backend.is_plugin or backend.is_python)
                 assert not has_checksums or plain(loaded) == plain(STATE), f"{file} at {at}"
     assert plain(backend.load(saved)) == plain(STATE)
 
 
 def test_verify(backend, saved):
     if backend.is_plugin or backend.is_python:
-        pytest.skip("has nothing to verify by")
-    assert backend.verify(saved) == [True]
+        pytest.skip("nothing in its checkpoints would tell")
+    assert backend.is_whole(saved)
     missed = []
     for _file, at in flips(saved):
-        if backend.verify(saved) == [True]:
+        if backend.is_whole(saved):
             missed.append(at)
             # What no reader looks at: the numbers are right all the same.
             assert plain(backend.load(saved)) == plain(STATE)
-    if backend.subject.name == "safetensors":
-        assert not missed
+    assert not missed or backend.subject.name != "safetensors"
     for _file, length in cuts(saved):
-        assert backend.verify(saved) == [False], length
+        assert not backend.is_whole(saved), length
 
 
 def test_ckptctl_verify(backend, saved):
