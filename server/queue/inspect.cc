@@ -61,7 +61,9 @@ absl::Status SaveQueue::AskBackend(absl::string_view what, const std::string& pa
     if (!wanted()) CloseSession(session_id);
   };
   task.set_task_id(absl::StrCat(what, "-", record->id));
-  return options_.hosts->Run(host, std::move(task), session->ended, calls);
+  absl::Status status = options_.hosts->Run(host, std::move(task), session->ended, calls);
+  if (!absl::IsNotFound(status)) return status;
+  return MakeError(absl::StatusCode::kNotFound, "CHECKPOINT_NOT_FOUND", status.message());
 }
 
 absl::StatusOr<std::vector<v1::TensorSpec>> SaveQueue::InspectCheckpoint(
