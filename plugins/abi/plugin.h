@@ -149,8 +149,8 @@ typedef struct ckptd_host {
      publish_folder; where the process dies, by the next call of make_folder beside it. */
   ckptd_code (*make_folder)(ckptd_call* call, const char* path, char* folder, size_t capacity);
 
-  /* Writes a file, which must not exist, in a folder from make_folder; progress and cancelled as
-     publish_file. */
+  /* Writes a file, which must not exist, in a folder from make_folder, and is durable when that is
+     published; progress and cancelled as publish_file. */
   ckptd_code (*write_file)(ckptd_call* call, const char* path, const ckptd_bytes* pieces,
                            size_t count);
 
@@ -163,7 +163,7 @@ typedef struct ckptd_host {
      so that no half of it is ever seen. What is not there is no error. */
   ckptd_code (*remove_path)(ckptd_call* call, const char* path);
 
-  /* In inspect: tells one tensor of the checkpoint. */
+  /* In inspect: tells one tensor of the checkpoint. `strides` are those that it has there. */
   ckptd_code (*found)(ckptd_call* call, const ckptd_tensor* tensor);
 } ckptd_host;
 

@@ -1,6 +1,6 @@
 // How a checkpoint takes the place of another one:
 //
-//  1. Write each tensor to a file in a hidden folder beside PATH.tensors, and sync it.
+//  1. Write each tensor to a file in a hidden folder beside PATH.tensors, and sync them.
 //  2. Make PATH.tensors where it is not there, and sync the folder that it is in.
 //  3. Rename the files into it, under names that the old checkpoint does not have; sync it.
 //  4. Replace PATH at once, durably. Until here the old checkpoint is whole, from here on the new
@@ -38,6 +38,7 @@ constexpr std::string_view kFolder = ".tensors";
 constexpr std::string_view kPrefix = "tensor_";
 constexpr std::string_view kSuffix = ".pt";
 constexpr size_t kMaxPath = 4200;
+constexpr size_t kMostFilesToSync = 100;
 constexpr mode_t kFolderMode = 0777;
 
 ckptd_code Fail(const ckptd_host* host, ckptd_call* call, ckptd_code code,
@@ -135,6 +136,26 @@ ckptd_code SyncFolder(const ckptd_host* host, ckptd_call* call, const std::strin
   return code;
 }
 
+// Each sync waits for the device; where they are many, one for the whole file system is quicker.
+ckptd_code SyncTensors(const ckptd_host* host, ckptd_call* call, const std::string& folder,
+                       const Parts& parts) {
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return FailedToDo(host, call, folder, "open the folder");
+  bool synced = true;
+  if (parts.tensors.size() > kMostFilesToSync) {
+    synced = syncfs(fd) == 0;
+  } else {
+    for (const ckptd_tensor* tensor : parts.tensors) {
+      const int file = openat(fd, tensor->name, O_RDONLY | O_CLOEXEC);
+      synced = synced && file >= 0 && fsync(file) == 0;
+      if (file >= 0) close(file);
+    }
+  }
+  const ckptd_code code = synced ? CKPTD_OK : FailedToDo(host, call, folder, "sync what is in it");
+  close(fd);
+  return code;
+}
+
 // Steps 2 and 3.
 ckptd_code MoveTensors(const ckptd_host* host, ckptd_call* call, const std::string& hidden,
                        const std::string& folder, const Parts& parts) {
@@ -213,6 +234,7 @@ ckptd_code SaveParts(const ckptd_host* host, ckptd_call* call, const std::string
   for (size_t i = 0; code == CKPTD_OK && i < parts.tensors.size(); ++i) {
     code = WriteTensor(host, call, hidden, *parts.tensors[i], parts.kinds[i]);
   }
+  if (code == CKPTD_OK) code = SyncTensors(host, call, hidden, parts);
   if (code != CKPTD_OK) return code;
   struct stat before = {};
   (void)lstat(path.c_str(), &before);

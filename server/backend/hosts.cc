@@ -1,8 +1,9 @@
 // A task, from Run to its end:
 //
 //  1. Wait until the host has done the tasks before: backends of users are called one at a time.
-//  2. Where its process is not attached, and is one that is started here, start it; wait for it to
-//     attach itself.
+//  2. Where its process is not attached, and is one that is started here, start it, once the last
+//  one
+//     is gone; wait for it to attach itself.
 //  3. Send the task. From then on the end of the stream is the end of the task, with an error.
 //  4. Wait for Done. One that is cancelled meanwhile is told to end, and killed if it does not.
 //
@@ -195,6 +196,7 @@ absl::Status BackendHosts::StartProcess(const HostPtr& host) {
   absl::StatusOr<Process> process = Process::Start(spec);
   if (!process.ok()) return Unavailable(host->spec, process.status().message());
   host->process = std::make_shared<Process>(*std::move(process));
+  host->had_attached = false;
   host->end.clear();
   spdlog::info("{}: started, process {}", Object(host->spec), host->process->pid());
   host->reaper = std::thread([this, host, started = host->process] { Reap(host, started); });
@@ -239,6 +241,16 @@ absl::Status BackendHosts::Run(const std::string& id, v1::HostTask task,
 
 absl::Status BackendHosts::AwaitAttached(const HostPtr& host, const std::atomic<bool>& cancelled) {
   const absl::Time deadline = absl::Now() + options_.attach_patience;
+  auto is_leaving = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return host->connection == nullptr && host->process != nullptr && host->had_attached;
+  };
+  auto has_left = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    return !is_leaving() || cancelled || stopping_;
+  };
+  if (!mu_.AwaitWithTimeout(absl::Condition(&has_left), options_.end_patience)) {
+    host->process->Kill();
+    mu_.AwaitWithDeadline(absl::Condition(&has_left), deadline);
+  }
   if (host->connection == nullptr && host->process == nullptr && host->startable) {
     CKPTD_RETURN_IF_ERROR(StartProcess(host));
   }
@@ -311,6 +323,7 @@ void BackendHosts::Attach(const v1::HostReport::Attach& attach, HostConnection* 
   Host& host = **found;
   if (host.connection != nullptr) return connection->End(absl::OkStatus());
   host.connection = connection;
+  host.had_attached = true;
   spdlog::info("{}: process {} attached itself", Object(host.spec), attach.pid());
   v1::HostTask setup;
   setup.mutable_setup()->set_payload(host.spec.payload());
@@ -350,6 +363,7 @@ void BackendHosts::Report(HostConnection* connection, const v1::HostReport& repo
     task = host->task;
     const std::string& id = report.has_done()       ? report.done().task_id()
                             : report.has_progress() ? report.progress().task_id()
+                            : report.has_found()    ? report.found().task_id()
                                                     : report.allocate().task_id();
     if (task == nullptr || !task->sent || task->id != id) return;
     if (report.has_done()) return ReportDone(*host, report.done());
@@ -358,6 +372,8 @@ void BackendHosts::Report(HostConnection* connection, const v1::HostReport& repo
   v1::HostTask answer;
   if (report.has_progress() && task->calls->on_progress) {
     task->calls->on_progress(report.progress().persisted_bytes());
+  } else if (report.has_found() && task->calls->found) {
+    task->calls->found(report.found());
   } else if (report.has_allocate() && task->calls->allocate) {
     *answer.mutable_allocated() = task->calls->allocate(report.allocate());
   }

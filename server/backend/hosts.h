@@ -52,6 +52,7 @@ class BackendHosts {
   struct Calls {
     std::function<void(int64_t persisted_bytes)> on_progress;
     std::function<v1::HostTask::Allocated(const v1::HostReport::Allocate&)> allocate;
+    std::function<void(const v1::HostReport::Found&)> found;
   };
 
   explicit BackendHosts(Options options) : options_(std::move(options)) {}
@@ -115,6 +116,9 @@ class BackendHosts {
     Task* task = nullptr;
     // Of the process that was started last; null where none is running.
     std::shared_ptr<Process> process;
+    // It has attached itself. Without a connection it is then on its way out: it never does so
+    // twice.
+    bool had_attached = false;
     std::string end;
     std::thread reaper;
   };

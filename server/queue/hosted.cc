@@ -130,6 +130,11 @@ absl::StatusOr<std::string> SaveQueue::HostOf(const Backend& backend, const std:
     CKPTD_RETURN_IF_ERROR(options_.hosts->Check(host));
     return host;
   }
+  return OwnHostOf(backend);
+}
+
+// The process that the daemon starts for `backend`, which has one.
+absl::StatusOr<std::string> SaveQueue::OwnHostOf(const Backend& backend) {
   v1::HostSpec spec;
   spec.set_label(backend.name());
   *spec.mutable_argv() = {backend.host()->argv.begin(), backend.host()->argv.end()};
@@ -278,6 +283,9 @@ absl::Status SaveQueue::LoadHosted(const Backend& backend, const v1::BeginLoadRe
   task.mutable_load()->set_path(request.path());
   task.mutable_load()->set_verify(true);
   absl::Status status = options_.hosts->Run(host, std::move(task), session->ended, calls);
+  if (absl::IsNotFound(status)) {
+    status = MakeError(absl::StatusCode::kNotFound, "CHECKPOINT_NOT_FOUND", status.message());
+  }
   if (status.ok() && image == nullptr) {
     status = MakeError(absl::StatusCode::kInternal, "BACKEND_FAILED",
                        absl::StrCat("backend ", backend.name(), ": has loaded nothing"));

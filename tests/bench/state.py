@@ -23,7 +23,15 @@ class SharedFile:
         self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         with tempfile.TemporaryFile(dir=SHARED_DIR) as file:
             os.posix_fallocate(file.fileno(), 0, self.size)
-            self.memory = mmap.mmap(file.fileno(), self.size)
+            self._fd = os.dup(file.fileno())
+        self.memory = mmap.mmap(self._fd, self.size)
+
+    def map_again(self):
+        """The same memory in a mapping of its own, without page tables."""
+        again = object.__new__(SharedFile)
+        again.size, again._fd = self.size, self._fd
+        again.memory = mmap.mmap(self._fd, self.size)
+        return again
 
 
 class State:

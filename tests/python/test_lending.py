@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import mmap
 import os
+import resource
 import signal
 import threading
 import zipfile
@@ -36,7 +38,7 @@ def same(loaded, value=1.0):
 def is_lent(tensor):
     """Whether a tensor lies in lent memory of this process."""
     at = tensor.data_ptr()
-    return any(start <= at < start + size for _, start, size in lending._mapped.values())
+    return any(start <= at < start + size for start, (_, size) in lending._mapped.items())
 
 
 @pytest.fixture
@@ -63,6 +65,15 @@ def test_from_memory(saved, weights_only):
     assert daemon.status().pool.lent_bytes > 4 * COUNT
     loaded["a"].add_(1)
     assert same(torch.load(path)), "the file is the daemon's"
+
+
+def test_whoever_saved_it_writes_without_page_faults(saved):
+    _, client, path = saved
+    loaded = client.load(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    loaded["a"].fill_(7)  # without reading, each page of a new mapping is one
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < loaded["a"].nbytes // mmap.PAGESIZE // 4
 
 
 @pytest.mark.parametrize("verify", [True, False])

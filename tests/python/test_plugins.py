@@ -136,7 +136,9 @@ def test_example_saves_loads_and_removes(trainer, tmp_path):
     for _ in range(2):  # anew, and over what is there
         save = trainer.save("npy", path, state)
         assert save.state == pb.Save.SUCCEEDED, save.error
-    rows = [line.split("\t") for line in (path / "index.tsv").read_text().splitlines()]
+    count, *lines = (path / "index.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    assert int(count) == len(rows)
     stored = {name: numpy.load(path / file) for name, file, *_ in rows}
     assert stored.keys() == state.keys()
     for name, array in stored.items():

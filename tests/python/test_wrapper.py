@@ -132,6 +132,8 @@ def test_a_host_that_is_killed_is_started_again(mine, make_daemon, tmp_path):
     wrapper.client.flush()
     for host in psutil.Process(daemon.process.pid).children():
         host.send_signal(signal.SIGKILL)
+    # Until the daemon has seen it, a task may still go to it, and dies with it.
+    wait_until(lambda: "ended with signal 9" in daemon.log.read_text(), "the host's end")
     wrapper.save_checkpoint({"n": 2}, tmp_path / "b.ckpt")
     wrapper.teardown()
     assert (tmp_path / "b.ckpt").exists()

@@ -13,9 +13,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Tuple
@@ -24,7 +24,7 @@ import torch
 
 from . import safetensors_file
 from .errors import CorruptCheckpointError
-from .shm import PROT_READ_WRITE, NotSharedError, libc
+from .shm import PROT_READ_WRITE, Mapping, MappingCache, NotSharedError, libc
 from .v1 import checkpoint_pb2 as pb
 from .verify import check_source
 from .zip_directory import STORED, Source, read_directory
@@ -36,21 +36,12 @@ _PAGE = 4096
 _CHUNK_BYTES = 8 << 20
 _READERS = 2
 
-# File descriptor, address and length of what is mapped, by its _Memory.
-_mapped: Dict[int, Tuple[int, int, int]] = {}
+# File descriptor and length of what is mapped, by its address.
+_mapped: Dict[int, Tuple[int, int]] = {}
 _torch_from_file = torch.UntypedStorage.from_file
 # What torch.load takes for the contents of a file, by the name of that, while it does.
 _contents: Dict[str, torch.UntypedStorage] = {}
 _patch_lock = threading.Lock()
-
-
-class _Memory(mmap.mmap):
-    """The mapping. It is known to a child of fork until right before it is unmapped."""
-
-    def __del__(self, _mapped: Dict[int, Tuple[int, int, int]] = _mapped) -> None:
-        fd, *_ = _mapped.pop(id(self), (-1,))
-        if fd >= 0:
-            os.close(fd)
 
 
 class LentMemory:
@@ -60,21 +51,25 @@ class LentMemory:
     memory has the file already, checksummed by the daemon. Not needed after `load`.
     """
 
-    def __init__(self, image: pb.Image, file: Optional[int] = None) -> None:
+    def __init__(
+        self, image: pb.Image, mappings: MappingCache, file: Optional[int] = None
+    ) -> None:
         self._size = image.size_bytes
         self._file = file
-        fd = _open(image)
+        mapping = mappings.take(image)
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            memory = _Memory(fd, self._size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        except (OSError, ValueError) as error:
-            os.close(fd)
-            raise NotSharedError(f"cannot map {image.path}: {error}") from error
+            fd = mapping.make_lent()
+        except OSError as error:
+            mapping.close()
+            raise NotSharedError(f"{image.path}: cannot be locked: {error.strerror}") from error
         self._name = f"/proc/self/fd/{fd}"
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-        self._storage = whole.untyped_storage()
-        self._address = whole.data_ptr()
-        _mapped[id(memory)] = (fd, self._address, self._size)
+        self._address = mapping.address
+        self._populated = mapping.populated_bytes
+        memory = (ctypes.c_ubyte * self._size).from_address(self._address)
+        self._storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+        _mapped[self._address] = (fd, self._size)
+        # Not at exit: tensors may be used until the very end.
+        weakref.finalize(memory, _unmap, mapping).atexit = False
 
     def check(self, path: str) -> None:
         """Checks the file, unless the daemon has. Raises as verify.check; `path` is for messages."""
@@ -117,19 +112,14 @@ def _bytes_at(address: int, size: int) -> memoryview:
     return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
-def _open(image: pb.Image) -> int:
-    try:
-        fd = os.open(image.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise NotSharedError(f"cannot open {image.path}: {error.strerror}") from error
-    if os.fstat(fd).st_ino == image.inode:
-        return fd
-    os.close(fd)
-    raise NotSharedError(f"{image.path} is another file than the daemon's")
+def _unmap(mapping: Mapping) -> None:
+    # Known to a child of fork until right before it is gone.
+    del _mapped[mapping.address]
+    mapping.close()
 
 
 def _map_privately() -> None:
-    for fd, address, size in list(_mapped.values()):
+    for address, (fd, size) in list(_mapped.items()):
         flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
         if libc.mmap(address, size, PROT_READ_WRITE, flags, fd, 0) != address:
             os.abort()  # rather than write into the parent's tensors

@@ -9,6 +9,7 @@ so that a child can never write into an image of its parent.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import threading
@@ -20,7 +21,7 @@ from .v1 import checkpoint_pb2 as pb
 
 PROT_READ_WRITE = 0x1 | 0x2
 MAP_SHARED = 0x1
-_MADV_DONTFORK = 10
+_MADV_DONTFORK, _MADV_DOFORK = 10, 11
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels fault the pages in during the copy
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _MAX_MAPPINGS = 4
@@ -98,6 +99,17 @@ class Mapping:
         size = end - start
         return size <= 0 or populate(self.address + start, size)
 
+    def make_lent(self) -> int:
+        """Makes it memory of this process for as long as it is mapped; returns the descriptor.
+
+        The image says by a shared flock that it is in use. A child of fork has the mapping, too.
+        Raises OSError.
+        """
+        fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        self.pin.release()
+        libc.madvise(self.address, self._length, _MADV_DOFORK)
+        return self._fd
+
     def close(self) -> None:
         """Unmaps. The addresses must not be used any more."""
         self.pin.release()
@@ -132,6 +144,25 @@ class MappingCache:
         """
         with self._kept(image) as mapping:
             yield mapping
+
+    def take(self, image: pb.Image) -> Mapping:
+        """The mapping of `image`, with the page tables it has; the caller closes it.
+
+        For an image that the daemon has lent to the caller. Raises NotSharedError.
+        """
+        with self._lock:
+            mapping = self._mappings.get((image.id, image.inode))
+            if mapping is not None and mapping.users == 0 and mapping.has_room_for(image):
+                del self._mappings[image.id, image.inode]
+            else:
+                mapping = Mapping(image)
+        try:
+            mapping.check(image)
+        except NotSharedError:
+            mapping.close()
+            raise
+        mapping.populated_bytes = min(mapping.populated_bytes, image.size_bytes)
+        return mapping
 
     @contextmanager
     def _kept(self, image: pb.Image) -> Iterator[Mapping]:

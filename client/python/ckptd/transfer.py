@@ -323,7 +323,7 @@ def _borrow(session: Session, begun: pb.BeginLoadResponse, fd: int) -> Optional[
     if not begun.HasField("image") or (fd < 0 and not begun.image_filled):
         return None
     try:
-        return LentMemory(begun.image, None if begun.image_filled else fd)
+        return LentMemory(begun.image, session.mappings, None if begun.image_filled else fd)
     except NotSharedError as error:
         _log.debug("%s: %s; loading without", session.address, error)
         return None

@@ -6,7 +6,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <string>
 
 #include "tests/server/testing/fake_host_process.h"
@@ -43,7 +45,7 @@ class HostsTest : public testing::Test {
 
   TempDir dir_;
   std::atomic<bool> cancelled_{false};
-  BackendHosts hosts_{BackendHosts::Options{"unix:/sock", absl::Seconds(20), absl::Seconds(5)}};
+  BackendHosts hosts_{BackendHosts::Options{"unix:/sock", absl::Seconds(20), absl::Seconds(1)}};
 };
 
 TEST_F(HostsTest, ProcessEndsBeforeItAttaches) {
@@ -89,6 +91,31 @@ TEST_F(HostsTest, ProcessThatDiesFailsItsTaskAndSaysHow) {
   task.join();
   EXPECT_THAT(status, IsError(StatusCode::kAborted, "HOST_DIED"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("signal 9"));
+}
+
+TEST_F(HostsTest, ProcessThatIsDyingIsNoHostForTheNextTask) {
+  const std::string id = AddShell("echo >> started; read line");
+  const auto starts = [&] {
+    std::ifstream file(dir_.path() + "/started");
+    return std::count(std::istreambuf_iterator<char>(file), {}, '\n');
+  };
+  const auto serve_one = [&](FakeHostProcess* fake) {
+    fake->Attach(id);
+    EXPECT_TRUE(fake->Next().has_setup());
+    fake->Done(fake->Next());
+  };
+  FakeHostProcess first(&hosts_);
+  std::thread first_task([&] { EXPECT_OK(Run(id)); });
+  EXPECT_TRUE(Eventually([&] { return starts() == 1; }));
+  serve_one(&first);
+  first_task.join();
+  // Its stream has ended; its end is seen later, and here not before it is killed.
+  first.Detach();
+  FakeHostProcess second(&hosts_);
+  std::thread second_task([&] { EXPECT_OK(Run(id)); });
+  EXPECT_TRUE(Eventually([&] { return starts() == 2; }));
+  serve_one(&second);
+  second_task.join();
 }
 
 TEST_F(HostsTest, CancelEndsTheWaitForAHost) {

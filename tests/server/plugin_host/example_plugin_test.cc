@@ -11,7 +11,7 @@
 
 #include "proto/status/error_info.h"
 #include "server/backend/plugin_table.h"
-#include "server/plugin_host/plugin_host.h"
+#include "server/plugin_host/probe.h"
 #include "tests/server/testing/local_call.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"

@@ -1,7 +1,10 @@
 // Loads among the saves.
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <filesystem>
@@ -173,6 +176,105 @@ TEST_F(LoadTest, AnErrorOfTheStorageIsPassedOn) {
   fs_.FailNth(FsOp::kRead, 1, EIO);
   EXPECT_THAT(queue_->ReadLoad(load.load_id(), 0, 1),
               IsError(StatusCode::kInternal, "STORAGE_ERROR"));
+}
+
+// ---- Memory that is lent
+
+class LendingLoadTest : public LoadTest {
+ protected:
+  static constexpr size_t kSize = size_t{2} << 20;
+
+  void SaveLarge(const std::string& id, char fill) {
+    ASSERT_NO_FATAL_FAILURE(Save(id, "f", std::string(kSize, fill)));
+    ASSERT_EQ(WaitForEnd(id).state(), v1::Save::SUCCEEDED);
+  }
+  v1::BeginLoadResponse Borrow() {
+    v1::BeginLoadRequest request;
+    request.set_session_id(session_);
+    request.set_path(disk_ / "f");
+    request.set_lend(true);
+    auto load = queue_->BeginLoad(request, Soon());
+    EXPECT_OK(load);
+    return load.ok() ? *std::move(load) : v1::BeginLoadResponse();
+  }
+  // Opens the image as a client does, and ends the load.
+  FileDescriptor Take(const v1::BeginLoadResponse& load) {
+    FileDescriptor fd = OpenAndLock(load.image().path());
+    queue_->EndLoad(load.load_id());
+    return fd;
+  }
+  FileDescriptor OpenAndLock(const std::string& path) {
+    FileDescriptor fd(posix_.get(), open(path.c_str(), O_RDWR | O_CLOEXEC));
+    EXPECT_TRUE(fd) << path;
+    EXPECT_EQ(flock(fd.get(), LOCK_SH | LOCK_NB), 0);
+    return fd;
+  }
+  uint64_t lent_bytes() { return pool_->GetUsage().lent_bytes; }
+};
+
+TEST_F(LendingLoadTest, OfWhatIsInMemoryAndBack) {
+  ASSERT_NO_FATAL_FAILURE(SaveLarge("a", 'a'));
+  const v1::BeginLoadResponse load = Borrow();
+  EXPECT_TRUE(load.image_filled());
+  FileDescriptor fd = Take(load);
+  char first = 0;
+  EXPECT_EQ(pread(fd.get(), &first, 1, 0), 1);
+  EXPECT_EQ(first, 'a');
+  EXPECT_GE(lent_bytes(), kSize);
+  // What its borrower does with it is nobody else's.
+  EXPECT_EQ(pwrite(fd.get(), "z", 1, 0), 1);
+  ASSERT_OK_AND_ASSIGN(const auto again, Load("f"));
+  ASSERT_OK_AND_ASSIGN(const std::string stored, queue_->ReadLoad(again.load_id(), 0, 1));
+  EXPECT_EQ(stored, "a");
+  fd = FileDescriptor();
+  pool_->Reclaim();
+  EXPECT_EQ(lent_bytes(), 0);
+}
+
+TEST_F(LendingLoadTest, EmptyWhereNoImageHasTheFile) {
+  WriteFile(disk_ / "f", std::string(kSize, 'x'));
+  const v1::BeginLoadResponse load = Borrow();
+  EXPECT_TRUE(load.has_image());
+  EXPECT_FALSE(load.image_filled());
+  queue_->EndLoad(load.load_id());
+}
+
+TEST_F(LendingLoadTest, ACopyWhereOthersMayLoadTheSame) {
+  ASSERT_NO_FATAL_FAILURE(SaveLarge("a", 'a'));
+  queue_->OpenSession("another");
+  const FileDescriptor first = Take(Borrow());
+  const v1::BeginLoadResponse second = Borrow();
+  EXPECT_TRUE(second.image_filled());
+  EXPECT_EQ(pwrite(first.get(), "z", 1, 0), 1);
+  const FileDescriptor copy = Take(second);
+  char byte = 0;
+  EXPECT_EQ(pread(copy.get(), &byte, 1, 0), 1);
+  EXPECT_EQ(byte, 'a');
+}
+
+TEST_F(LendingLoadTest, NotOfSmallFilesAndNotUnasked) {
+  ASSERT_NO_FATAL_FAILURE(Save("a", "f", "small"));
+  ASSERT_EQ(WaitForEnd("a").state(), v1::Save::SUCCEEDED);
+  const v1::BeginLoadResponse small = Borrow();
+  EXPECT_FALSE(small.has_image());
+  queue_->EndLoad(small.load_id());
+  ASSERT_NO_FATAL_FAILURE(SaveLarge("b", 'b'));
+  ASSERT_OK_AND_ASSIGN(const auto load, Load("f"));
+  EXPECT_FALSE(load.has_image());
+}
+
+// Two owners of one image would be a save that changes what a trainer has loaded.
+TEST_F(LendingLoadTest, AClientThatIsGoneOwnsItAloneAllTheSame) {
+  ASSERT_NO_FATAL_FAILURE(SaveLarge("a", 'a'));
+  const v1::BeginLoadResponse load = Borrow();
+  const FileDescriptor fd = OpenAndLock(load.image().path());
+  queue_->CloseSession(session_);
+  session_ = queue_->OpenSession("next");
+  ASSERT_NO_FATAL_FAILURE(SaveLarge("b", 'b'));
+  ASSERT_NO_FATAL_FAILURE(SaveLarge("c", 'c'));
+  char byte = 0;
+  EXPECT_EQ(pread(fd.get(), &byte, 1, 0), 1);
+  EXPECT_EQ(byte, 'a');
 }
 
 TEST_F(LoadTest, NeedsASession) {

@@ -57,11 +57,11 @@ class LocalCall : public ckptd_call {
   absl::Status WriteFile(const std::string& path, const ckptd_bytes* pieces,
                          size_t count) override {
     on_step();
-    return WriteFileDurably(path, pieces, count, [this](uint64_t more) { return Add(more); });
+    return WriteFileIn(path, pieces, count, [this](uint64_t more) { return Add(more); });
   }
   absl::Status PublishFolder(const std::string& folder, const std::string& path) override {
     on_step();
-    return ckptd::PublishFolder(folder, path);
+    return ckptd::PublishFolder(folders_, folder, path);
   }
   absl::Status RemovePath(const std::string& path) override {
     on_step();
