@@ -41,6 +41,7 @@ def subjects() -> List[Subject]:
     everything = [
         Subject("torch"),
         Subject("xla"),
+        Subject("xla-xser"),
         Subject("safetensors"),
         Subject("npy", plugin=REPO / "plugins" / "example" / "npy.c"),
         Subject("mine", checkpoint_io="file_io:FileIO"),
@@ -81,6 +82,9 @@ class Backend:
         self.subject = subject
         self.steps = steps
         self.is_plugin = subject.plugin is not None
+        # "PATH.tensors" is a part of the checkpoint at PATH.
+        self._has_folder_beside = subject.name == "xla-xser"
+        self.longest_name = 255 - (len(".tensors") if self._has_folder_beside else 0)
         self.is_python = bool(subject.checkpoint_io)
         flags = ["--staging-budget", "1GiB"]
         if subject.plugin is not None:
@@ -95,6 +99,18 @@ class Backend:
         self.client = self.daemon.client(job="conformance", timeout=2 * WAIT_SECONDS)
         refused = [one.error.message for one in self.daemon.status().refused_plugins]
         assert not refused, refused
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether a host process does what it does, one thing at a time."""
+        return self.is_plugin or self.is_python or self._has_folder_beside
+
+    def listed(self, folder: Path) -> List[str]:
+        """What is in a folder; a checkpoint is one name there."""
+        names = sorted(os.listdir(folder))
+        if not self._has_folder_beside:
+            return names
+        return [one for one in names if one.removesuffix(".tensors") not in set(names) - {one}]
 
     @staticmethod
     def _install(plugin: Path, folder: Path) -> Path:

@@ -155,11 +155,11 @@ def test_names(backend, folder):
     "name", ["größe 重み", "with\nbreak", "n" * 255, ".hidden", "deep/er/and/deeper", "x.so", "%s"]
 )
 def test_paths(backend, folder, name):
-    path = folder / name
+    path = folder / name[: backend.longest_name]
     for seed in (1, 2):
         backend.save(small(seed), path).result()
         assert plain(backend.load(path)) == plain(small(seed))
-    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert backend.listed(path.parent) == [path.name]
     backend.remove(path)
     assert not list(path.parent.iterdir())
 
@@ -202,7 +202,7 @@ def test_two_at_once(backend, folder):
     for own in (10, 20):
         assert plain(backend.load(folder / f"{own}")) == plain(small(own + 2))
     assert plain(backend.load(folder / "both")) in [plain(small(12)), plain(small(22))]
-    assert sorted(one.name for one in folder.iterdir()) == ["10", "20", "both"]
+    assert backend.listed(folder) == ["10", "20", "both"]
     for client in clients:
         client.close()
 
@@ -239,7 +239,7 @@ def test_something_else_is_there(backend, folder, kind):
         assert_explained(error, path)
         there = path if kind == "file" else path / "part"
         assert there.read_text() == "something else"
-    assert [one.name for one in folder.iterdir()] == ["a"]
+    assert backend.listed(folder) == ["a"]
     try:
         backend.remove(path)
         assert not list(folder.iterdir())

@@ -72,7 +72,7 @@ class Pair:
         """Asserts that a save works, and leaves nothing beside it."""
         assert self.save() is None
         self.look(None)
-        assert os.listdir(self.path.parent) == [self.path.name]
+        assert self.backend.listed(self.path.parent) == [self.path.name]
 
 
 def check_error(error, path):
@@ -151,7 +151,7 @@ def test_cancel(backend, folder):
         kept = LARGE[0] if states[-1] == pb.Save.CANCELLED else LARGE[1]
         assert plain(backend.load(path)) == plain(kept)
         backend.save(LARGE[0], path).result()
-        assert os.listdir(folder) == ["a"]
+        assert backend.listed(folder) == ["a"]
     if not backend.is_python:  # which is never asked whether it is to stop
         assert states[0] == pb.Save.CANCELLED
 
@@ -172,7 +172,7 @@ def test_progress(backend, folder):
 
 
 def test_a_save_goes_on_beside_one_that_is_held(backend, folder):
-    if backend.is_plugin or backend.is_python:
+    if backend.is_hosted:
         pytest.skip("a host process does one thing at a time")
     backend.save(STATES[0], folder / "held").result()
     backend.steps.hold(folder / "held", 1)
