@@ -48,7 +48,10 @@ def subjects() -> List[Subject]:
     wanted = os.environ.get("CKPTD_CONFORMANCE_BACKEND", "")
     if ":" in wanted:
         return [Subject("mine", checkpoint_io=wanted)]
-    return [one for one in everything if wanted in ("", one.name)]
+    found = [one for one in everything if wanted in ("", one.name)]
+    if not found:
+        raise RuntimeError(f"{wanted}: is none of {', '.join(map(str, everything))}")
+    return found
 
 
 def probe(plugin: Path) -> str:
