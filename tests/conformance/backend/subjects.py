@@ -174,7 +174,7 @@ class Backend:
         """Whether ckptd.verify finds that a file is what was saved."""
         try:
             ckptd.verify(path)
-        except ckptd.CheckpointError:  # damaged, or nothing that it knows
+        except (ckptd.CheckpointError, IsADirectoryError):  # damaged, or nothing that it knows
             return False
         return True
 
