@@ -19,6 +19,7 @@
 #include "server/os/crash_marker.h"
 #include "server/os/memory_guard.h"
 #include "server/plugin_host/plugin_host.h"
+#include "server/plugin_host/probe.h"
 
 namespace {
 
@@ -56,6 +57,9 @@ void RaiseFileLimit() {
 int main(int argc, char** argv) {
   // How the daemon starts itself where foreign code is to run; no part of the command line.
   if (argc == 3 && std::string(argv[1]) == "--plugin-probe") return ckptd::ProbePlugin(argv[2]);
+  if (argc == 3 && std::string(argv[1]) == "--plugin-configure") {
+    return ckptd::ConfigurePlugin(argv[2]);
+  }
   if (argc == 3 && std::string(argv[1]) == "--plugin-host") return ckptd::RunPluginHost(argv[2]);
   const ckptd::CommandLine command_line = ckptd::ParseCommandLine(argc, argv);
   if (command_line.exit) return command_line.exit_code;

@@ -72,6 +72,17 @@ CLI::Validator AbsoluteCheck() {
       "DIR");
 }
 
+CLI::Validator FolderCheck() {
+  return CLI::Validator(
+      [](std::string& text) {
+        std::error_code error;
+        if (std::filesystem::is_directory(text, error)) return std::string();
+        return absl::StrCat("'", text, "' is no folder", error ? ": " : "",
+                            error ? error.message() : "", "; make it, or leave the option out");
+      },
+      "");
+}
+
 // CLI11 asks the environment only for what the file has left open; here a variable goes first.
 class FileBelowEnvironment : public CLI::ConfigTOML {
  public:
@@ -146,7 +157,8 @@ void AddOptions(CLI::App* app, Options* options, Durations* durations) {
   app->add_option("--plugin-dir", options->plugin_dir,
                   "Folder with plugins (default: ../lib/ckptd/plugins beside the program)")
       ->envname("CKPTD_PLUGIN_DIR")
-      ->check(AbsoluteCheck());
+      ->check(AbsoluteCheck())
+      ->check(FolderCheck());
   app->add_option("--state-dir", options->state_dir,
                   "Folder of the journal (default $XDG_STATE_HOME/ckptd or ~/.local/state/ckptd)")
       ->envname("CKPTD_STATE_DIR");

@@ -35,7 +35,8 @@ struct Options {
   std::vector<std::string> allow_roots;
 
   // The folder with plugins, absolute; it and its files must be this user's or root's, and nobody
-  // else's to write to. Default: ../lib/ckptd/plugins, as seen from the folder of the program.
+  // else's to write to. One that is given must exist. Default: ../lib/ckptd/plugins, as seen from
+  // the folder of the program.
   std::string plugin_dir;
 
   // What plugins are told: in the file, the keys of [backend.NAME]. No flag, no variable.

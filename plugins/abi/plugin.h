@@ -149,8 +149,8 @@ typedef struct ckptd_host {
      publish_folder; where the process dies, by the next call of make_folder beside it. */
   ckptd_code (*make_folder)(ckptd_call* call, const char* path, char* folder, size_t capacity);
 
-  /* Writes a file, which must not exist, in a folder from make_folder; progress and cancelled as
-     publish_file. */
+  /* Writes a file, which must not exist, in a folder from make_folder, and is durable when that is
+     published; progress and cancelled as publish_file. */
   ckptd_code (*write_file)(ckptd_call* call, const char* path, const ckptd_bytes* pieces,
                            size_t count);
 

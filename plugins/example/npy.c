@@ -1,6 +1,6 @@
-/* A backend: a folder with one .npy file for each tensor, which numpy.load reads, and index.tsv,
-   with a line "NAME TAB FILE TAB DTYPE TAB BYTES TAB SHAPE" for each. To be copied and changed.
-   cc -shared -fPIC -I DIRECTORY_OF_PLUGIN_H npy.c -o npy.so */
+/* A backend: a folder with one .npy file for each tensor, which numpy.load reads, and index.tsv:
+   how many there are, and a line "NAME TAB FILE TAB DTYPE TAB BYTES TAB SHAPE" for each. To be
+   copied. cc -shared -fPIC -I DIRECTORY_OF_PLUGIN_H npy.c -o npy.so */
 #include <plugin.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +17,8 @@ static const char* const kDtypes[][2] = {
 
 static ckptd_code fail(const ckptd_host* host, ckptd_call* call, ckptd_code code, const char* what,
                        const char* why) {
-  char text[512];
-  const int length = snprintf(text, sizeof(text), "%.300s: %s", what, why);
+  char text[4400];
+  const int length = snprintf(text, sizeof(text), "%.4200s: %s", what, why);
   host->set_error(call, text, (size_t)length);
   return code;
 }
@@ -50,9 +50,9 @@ static size_t npy_head(const ckptd_tensor* t, const char* dtype, char head[1024]
 
 static ckptd_code save(const ckptd_host* host, ckptd_call* call, const char* path,
                        const ckptd_spec* spec) {
-  char folder[4096], file[4200], head[1024];
-  char* index = NULL;
-  size_t i, d, index_size = 1, used = 0;
+  char folder[4096], file[4200], head[1024], *text = NULL;
+  size_t i, d, length = 0;
+  FILE* index;
   ckptd_code code;
   if (spec->option_count > 0) {
     return fail(host, call, CKPTD_INVALID_ARGUMENT, spec->options[0].key,
@@ -64,40 +64,34 @@ static ckptd_code save(const ckptd_host* host, ckptd_call* call, const char* pat
         t->name[0] == 0 || strlen(t->name) > 255 || spec->tensor_count > MAX_TENSORS) {
       return fail(host, call, CKPTD_INVALID_ARGUMENT, t->name, "numpy cannot hold such a tensor");
     }
-    index_size += strlen(t->name) + strlen(t->dtype) + 64 + 21 * t->rank;
   }
-  index = malloc(index_size);
+  index = open_memstream(&text, &length);
   if (index == NULL) return fail(host, call, CKPTD_RESOURCE_EXHAUSTED, path, "no memory");
+  fprintf(index, "%zu\n", spec->tensor_count);
   code = host->make_folder(call, path, folder, sizeof(folder));
   for (i = 0; code == CKPTD_OK && i < spec->tensor_count; ++i) {
     const ckptd_tensor* t = &spec->tensors[i];
-    ckptd_bytes pieces[2];
-    pieces[0].data = head;
-    pieces[0].length = npy_head(t, numpy_dtype(t->dtype), head);
-    pieces[1].data = t->data;
-    pieces[1].length = (size_t)t->size_bytes;
+    const ckptd_bytes pieces[] = {{head, npy_head(t, numpy_dtype(t->dtype), head)},
+                                  {t->data, (size_t)t->size_bytes}};
     snprintf(file, sizeof(file), "%s/%zu.npy", folder, i);
     code = host->write_file(call, file, pieces, 2);
-    used += (size_t)sprintf(index + used, "%s\t%zu.npy\t%s\t%llu\t(", t->name, i, t->dtype,
-                            (unsigned long long)t->size_bytes);
-    for (d = 0; d < t->rank; ++d) {
-      used += (size_t)sprintf(index + used, "%lld,", (long long)t->shape[d]);
-    }
-    used += (size_t)sprintf(index + used, ")\n");
+    fprintf(index, "%s\t%zu.npy\t%s\t%llu\t(", t->name, i, t->dtype,
+            (unsigned long long)t->size_bytes);
+    for (d = 0; d < t->rank; ++d) fprintf(index, "%lld,", (long long)t->shape[d]);
+    fprintf(index, ")\n");
   }
+  if (fclose(index) != 0) code = fail(host, call, CKPTD_RESOURCE_EXHAUSTED, path, "no memory");
   if (code == CKPTD_OK) {
-    ckptd_bytes piece;
-    piece.data = index;
-    piece.length = used;
+    const ckptd_bytes piece = {text, length};
     snprintf(file, sizeof(file), "%s/index.tsv", folder);
     code = host->write_file(call, file, &piece, 1);
   }
   if (code == CKPTD_OK) code = host->publish_folder(call, folder, path);
-  free(index);
+  free(text);
   return code;
 }
 
-/* Reads the index twice: names and sizes first, for the memory, then the data into it. */
+/* Reads the index for names and sizes, asks for memory, and reads the data into it. */
 static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* path, int32_t verify) {
   static char names[MAX_TENSORS][256], dtypes[MAX_TENSORS][16];
   static int64_t shapes[MAX_TENSORS][16];
@@ -106,56 +100,51 @@ static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* pat
   ckptd_spec spec = {sizeof(ckptd_spec), 0, tensors, 0, NULL, 0};
   char file[4200], shape[512];
   unsigned long long bytes;
-  size_t i, n = 0;
+  size_t i, n = 0, count = MAX_TENSORS + 1;
+  ckptd_code code;
   FILE* in;
   (void)verify; /* npy has no checksums */
   snprintf(file, sizeof(file), "%s/index.tsv", path);
   in = fopen(file, "r");
   if (in == NULL) return fail(host, call, CKPTD_NOT_FOUND, file, "not there");
-  while (n < MAX_TENSORS && fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]\n", names[n],
-                                   dtypes[n], &bytes, shape) == 4) {
+  if (fscanf(in, "%zu%*c", &count) != 1 || count > MAX_TENSORS) n = count + 1;
+  while (n < count && fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]%*c", names[n], dtypes[n],
+                             &bytes, shape) == 4) {
     const ckptd_tensor t = {names[n], dtypes[n], shapes[n], NULL, 0, bytes, NULL};
-    char* at = strchr(shape, '(') + 1;
+    char* at = shape + 1;
     tensors[n] = t;
-    while (*at != ')' && tensors[n].rank < 16) {
+    while (*at >= '0' && *at <= '9' && tensors[n].rank < 16) {
       shapes[n][tensors[n].rank++] = strtoll(at, &at, 10);
-      ++at;
+      at += *at == ',';
     }
     ++n;
   }
   fclose(in);
+  if (n != count) return fail(host, call, CKPTD_DATA_LOSS, file, "is damaged");
   spec.tensor_count = n;
-  if (host->allocate(call, &spec, data) != CKPTD_OK) return CKPTD_RESOURCE_EXHAUSTED;
-  for (i = 0; i < n; ++i) {
-    int whole;
+  code = host->allocate(call, &spec, data);
+  for (i = 0; code == CKPTD_OK && i < n; ++i) {
+    const size_t size = tensors[i].size_bytes;
     snprintf(file, sizeof(file), "%s/%zu.npy", path, i);
     in = fopen(file, "rb");
     if (in == NULL) return fail(host, call, CKPTD_DATA_LOSS, file, "missing");
-    fseek(in, -(long)tensors[i].size_bytes, SEEK_END);
-    whole = fread(data[i], 1, tensors[i].size_bytes, in) == tensors[i].size_bytes;
+    if (fseek(in, -(long)size, SEEK_END) != 0 || fread(data[i], 1, size, in) != size) {
+      code = fail(host, call, CKPTD_DATA_LOSS, file, "was cut");
+    }
     fclose(in);
-    if (!whole) return fail(host, call, CKPTD_DATA_LOSS, file, "was cut");
   }
-  return CKPTD_OK;
+  return code;
 }
 
 static ckptd_code remove_checkpoint(const ckptd_host* host, ckptd_call* call, const char* path) {
   return host->remove_path(call, path);
 }
 
-CKPTD_PLUGIN_EXPORT const ckptd_backend ckptd_plugin = {sizeof(ckptd_backend),
-                                                        CKPTD_PLUGIN_ABI_MAJOR,
-                                                        CKPTD_PLUGIN_ABI_MINOR,
-                                                        "npy",
-                                                        "1.0",
-                                                        0,
-                                                        save,
-                                                        load,
-                                                        remove_checkpoint,
-                                                        NULL,
-                                                        NULL,
-                                                        NULL,
-                                                        NULL,
-                                                        NULL,
-                                                        NULL,
-                                                        NULL};
+CKPTD_PLUGIN_EXPORT const ckptd_backend ckptd_plugin = {.size = sizeof(ckptd_backend),
+                                                        .abi_major = CKPTD_PLUGIN_ABI_MAJOR,
+                                                        .abi_minor = CKPTD_PLUGIN_ABI_MINOR,
+                                                        .name = "npy",
+                                                        .version = "1.0",
+                                                        .save = save,
+                                                        .load = load,
+                                                        .remove = remove_checkpoint};

@@ -6,7 +6,7 @@ APT_PACKAGES=(
   ca-certificates git
   # Build and checks
   cmake ninja-build g++ clang-19 clang-format-19 libclang-rt-19-dev llvm-19 ccache
-  pkg-config shellcheck
+  pkg-config shellcheck valgrind
   # Libraries
   libabsl-dev libbenchmark-dev libcli11-dev libfuse3-dev libgmock-dev libgrpc++-dev libgtest-dev libisal-dev libprotobuf-dev
   libspdlog-dev libsqlite3-dev libtorch-dev protobuf-compiler protobuf-compiler-grpc

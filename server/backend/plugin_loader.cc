@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,6 +22,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "client/cpp/core/unique_fd.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/backend/plugin_table.h"
@@ -74,14 +76,39 @@ std::string ReadAnswer(int fd, pid_t pid, bool* too_long) {
   }
 }
 
-absl::StatusOr<std::string> Probe(const std::string& program, const std::string& file) {
+// What the daemon's program says of a plugin.
+struct Question {
+  const char* flag;   // of the program, before the file
+  const char* state;  // what the plugin is meanwhile
+};
+constexpr Question kLoads = {"--plugin-probe", "loaded"};
+constexpr Question kTakesSettings = {"--plugin-configure", "configured"};
+
+// A file in memory with that content, to be read; -1 and errno.
+int Input(const std::string& content) {
+  const int fd = memfd_create("ckptd-settings", MFD_CLOEXEC);
+  size_t written = 0;
+  while (fd >= 0 && written < content.size()) {
+    const ssize_t got =
+        pwrite(fd, content.data() + written, content.size() - written, static_cast<off_t>(written));
+    if (got < 0 && errno != EINTR) break;
+    if (got > 0) written += static_cast<size_t>(got);
+  }
+  return fd;
+}
+
+absl::StatusOr<std::string> Ask(const std::string& program, const Question& question,
+                                const std::string& file, const std::string& input) {
+  const UniqueFd given(Input(input));
   int pipe_ends[2];
-  if (pipe2(pipe_ends, O_CLOEXEC) != 0) return RefusePlugin(file, strerrordesc_np(errno));
+  if (given.get() < 0 || pipe2(pipe_ends, O_CLOEXEC) != 0) {
+    return RefusePlugin(file, strerrordesc_np(errno));
+  }
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, given.get(), STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, pipe_ends[1], STDOUT_FILENO);
-  const char* argv[] = {program.c_str(), "--plugin-probe", file.c_str(), nullptr};
+  const char* argv[] = {program.c_str(), question.flag, file.c_str(), nullptr};
   pid_t pid = 0;
   const int error =
       posix_spawn(&pid, program.c_str(), &actions, nullptr, const_cast<char**>(argv), environ);
@@ -97,14 +124,20 @@ absl::StatusOr<std::string> Probe(const std::string& program, const std::string&
   int status = 0;
   while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
   }
-  if (too_long) return RefusePlugin(file, "did not finish loading within 10 s");
+  if (too_long) {
+    return RefusePlugin(file,
+                        absl::StrCat("did not finish being ", question.state, " within 10 s"));
+  }
   if (WIFSIGNALED(status)) {
-    return RefusePlugin(file, absl::StrCat("crashed while it was loaded: signal ", WTERMSIG(status),
-                                           " (", sigdescr_np(WTERMSIG(status)), ")"));
+    return RefusePlugin(
+        file, absl::StrCat("crashed while it was ", question.state, ": signal ", WTERMSIG(status),
+                           " (", sigdescr_np(WTERMSIG(status)), ")"));
   }
   if (WEXITSTATUS(status) == 0) return answer;
   const std::string why(absl::StripAsciiWhitespace(answer));
-  if (why.empty()) return RefusePlugin(file, "ended the process while it was loaded");
+  if (why.empty()) {
+    return RefusePlugin(file, absl::StrCat("ended the process while it was ", question.state));
+  }
   return MakeError(absl::StatusCode::kFailedPrecondition, "PLUGIN_REFUSED", why);
 }
 
@@ -124,7 +157,7 @@ absl::StatusOr<std::unique_ptr<Backend>> LookAt(const std::string& file, const s
                                                 const BackendConfig& config,
                                                 const std::vector<std::string>& taken) {
   CKPTD_RETURN_IF_ERROR(CheckTrust(file, /*is_folder=*/false));
-  CKPTD_ASSIGN_OR_RETURN(const std::string answer, Probe(program, file));
+  CKPTD_ASSIGN_OR_RETURN(const std::string answer, Ask(program, kLoads, file, ""));
   std::vector<std::string> lines = absl::StrSplit(answer, '\n', absl::SkipEmpty());
   if (lines.size() < 2) return RefusePlugin(file, "printed something while it was loaded");
   Backend::Description description;
@@ -136,8 +169,13 @@ absl::StatusOr<std::unique_ptr<Backend>> LookAt(const std::string& file, const s
     return RefusePlugin(file, absl::StrCat("is named '", description.name,
                                            "', as another backend is already; rename one"));
   }
+  std::string settings = Payload(config, description.name);
+  const std::vector<std::string>& can = description.capabilities;
+  if (!settings.empty() || std::find(can.begin(), can.end(), "configure") != can.end()) {
+    CKPTD_RETURN_IF_ERROR(Ask(program, kTakesSettings, file, settings).status());
+  }
   return Backend::OfFile(image_plugin, std::move(description),
-                         {{program, "--plugin-host", file}, Payload(config, lines[0])});
+                         {{program, "--plugin-host", file}, std::move(settings)});
 }
 
 }  // namespace

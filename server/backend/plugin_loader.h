@@ -26,8 +26,9 @@ struct LoadedPlugins {
 };
 
 // Finds the plugins in the folder `dir`: its regular files NAME.so. None is loaded into this
-// process: `program` (--plugin-probe FILE) is asked about each, and is their host process
-// (--plugin-host FILE) later. Folder and files must be this user's or root's, and nobody else's to
+// process: `program` (--plugin-probe FILE) is asked about each, gives it its settings once to see
+// whether it takes them (--plugin-configure FILE), and is its host process (--plugin-host FILE)
+// later. Folder and files must be this user's or root's, and nobody else's to
 // write to. No folder: no plugins. `image_plugin` plans their images; `taken` are names that they
 // may not have.
 LoadedPlugins FindPlugins(const std::string& dir, const std::string& program,

@@ -38,11 +38,11 @@ absl::Status CheckHead(const ckptd_backend& table) {
                                ", this daemon has ", CKPTD_PLUGIN_ABI_MAJOR,
                                "; build it again against this daemon's plugin.h"));
   }
-  // What came with 1.0 is there in every table of this MAJOR.
-  if (table.size < offsetof(ckptd_backend, publish) + sizeof(table.publish)) {
-    return Refuse(absl::StrCat("its table is ", table.size, " bytes long, and that of ABI 1.0 is ",
-                               offsetof(ckptd_backend, publish) + sizeof(table.publish),
-                               "; set `size` to sizeof(ckptd_backend)"));
+  // What is required; a table may end anywhere behind it.
+  constexpr size_t kRequired = offsetof(ckptd_backend, remove) + sizeof(table.remove);
+  if (table.size < kRequired) {
+    return Refuse(absl::StrCat("its table is ", table.size, " bytes long, and what is required in ",
+                               "it takes ", kRequired, "; set `size` to sizeof(ckptd_backend)"));
   }
   if (table.name == nullptr || !IsName(table.name)) {
     return Refuse(absl::StrCat(
@@ -50,8 +50,9 @@ absl::Status CheckHead(const ckptd_backend& table) {
         "; it must be 1 to 63 of a-z, 0-9 and -"));
   }
   if (table.version == nullptr) return Refuse("its table lacks a version, for people to see");
-  const int plans = (table.plan != nullptr ? 1 : 0) + (table.seal != nullptr ? 1 : 0) +
-                    (table.plan_free != nullptr ? 1 : 0);
+  const ckptd_backend whole = WholeTable(table);
+  const int plans = (whole.plan != nullptr ? 1 : 0) + (whole.seal != nullptr ? 1 : 0) +
+                    (whole.plan_free != nullptr ? 1 : 0);
   if (plans != 0 && plans != 3) {
     return Refuse(
         "its table has some of plan, seal and plan_free; all three or none must be there");
@@ -69,7 +70,7 @@ ckptd_backend WholeTable(const ckptd_backend& table) {
 
 absl::Status CheckBuiltInTable(const ckptd_backend& table) {
   CKPTD_RETURN_IF_ERROR(CheckHead(table));
-  if (table.plan == nullptr) return Refuse("its table lacks plan, seal and plan_free");
+  if (WholeTable(table).plan == nullptr) return Refuse("its table lacks plan, seal and plan_free");
   return absl::OkStatus();
 }
 
@@ -102,6 +103,7 @@ Backend::Description DescribeTable(const ckptd_backend& table) {
   description.name = table.name;
   description.version = table.version;
   std::vector<std::string>& capabilities = description.capabilities;
+  if (table.configure != nullptr) capabilities.emplace_back("configure");
   if (table.save != nullptr) capabilities.emplace_back("hosted");
   if (table.inspect != nullptr) capabilities.emplace_back("inspect");
   if ((table.flags & CKPTD_TAKES_OBJECT) != 0) capabilities.emplace_back("object");

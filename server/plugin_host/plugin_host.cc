@@ -1,6 +1,5 @@
 #include "server/plugin_host/plugin_host.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <grpcpp/grpcpp.h>
 #include <sys/mman.h>
@@ -27,10 +26,12 @@
 #include "plugins/safetensors/safetensors_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "proto/status/utf8.h"
 #include "server/backend/backend.h"
 #include "server/backend/call.h"
 #include "server/backend/plugin_table.h"
 #include "server/os/errors.h"
+#include "server/plugin_host/probe.h"
 #include "server/plugin_host/publish.h"
 #include "server/queue/requests.h"
 
@@ -105,7 +106,7 @@ class TaskCall : public ckptd_call {
     static constexpr const char* kLevels[] = {"debug", "info", "warning", "error"};
     v1::HostReport report;
     report.mutable_log()->set_text(
-        absl::StrCat(kLevels[level < 0 || level > 3 ? 1 : level], ": ", message));
+        absl::StrCat(kLevels[level < 0 || level > 3 ? 1 : level], ": ", ToUtf8(message)));
     reports_->Write(report);
   }
   bool Progress(uint64_t bytes) override {
@@ -128,14 +129,15 @@ class TaskCall : public ckptd_call {
   }
   absl::Status WriteFile(const std::string& path, const ckptd_bytes* pieces,
                          size_t count) override {
-    return WriteFileDurably(path, pieces, count, [this](uint64_t more) { return Add(more); });
+    return WriteFileIn(path, pieces, count, [this](uint64_t more) { return Add(more); });
   }
   absl::Status PublishFolder(const std::string& folder, const std::string& path) override {
     if (cancelled_) {
       return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
                        absl::StrCat(path, ": was cancelled before it was published"));
     }
-    return ckptd::PublishFolder(folder, path);
+    absl::MutexLock lock(&mu_);
+    return ckptd::PublishFolder(folders_, folder, path);
   }
   absl::Status RemovePath(const std::string& path) override { return RemoveDurably(path); }
 
@@ -177,11 +179,28 @@ class TaskCall : public ckptd_call {
   std::unique_ptr<Mapping> mapping_;
 };
 
+// A message that holds anything else would end the stream.
+absl::Status CheckText(const CheckpointSpec& spec) {
+  std::vector<absl::string_view> texts;
+  for (const CheckpointSpec::Tensor& tensor : spec.tensors) {
+    texts.insert(texts.end(), {tensor.name, tensor.dtype});
+  }
+  for (const auto& [key, value] : spec.options) texts.insert(texts.end(), {key, value});
+  for (const absl::string_view text : texts) {
+    if (ToUtf8(text) == text) continue;
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_TENSOR",
+                     absl::StrCat("host->allocate: '", text,
+                                  "' is not UTF-8, as names, dtypes and options must be"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TaskCall::Allocate(const ckptd_spec& spec, uint8_t** data) {
   v1::HostReport report;
   v1::HostReport::Allocate* wanted = report.mutable_allocate();
   wanted->set_task_id(task_id_);
   const CheckpointSpec copy = SpecFromC(spec);
+  CKPTD_RETURN_IF_ERROR(CheckText(copy));
   for (const CheckpointSpec::Tensor& tensor : copy.tensors) {
     v1::TensorSpec* told = wanted->add_tensors();
     told->set_name(tensor.name);
@@ -215,7 +234,9 @@ class PluginTasks {
   PluginTasks(const ckptd_backend& table, Reports* reports) : table_(table), reports_(reports) {}
   ~PluginTasks() { Join(); }
 
-  absl::Status Configure(const std::string& payload);
+  // What the plugin has said to its settings, before there are tasks: where it does not take them,
+  // that is the error of each.
+  void Configured(absl::Status status) { configured_ = std::move(status); }
   void Handle(const v1::HostTask& task);
 
  private:
@@ -223,31 +244,15 @@ class PluginTasks {
     if (thread_.joinable()) thread_.join();
   }
   void Do(const v1::HostTask& task, TaskCall* call);
+  absl::Status Try(const v1::HostTask& task, TaskCall* call);
   absl::Status Save(const v1::HostTask::Save& save, TaskCall* call);
 
   const ckptd_backend table_;
   Reports* const reports_;
   std::unique_ptr<TaskCall> call_;
   std::thread thread_;
+  absl::Status configured_;
 };
-
-// Keys and values, each followed by a zero byte.
-absl::Status PluginTasks::Configure(const std::string& payload) {
-  const std::vector<std::string> parts = absl::StrSplit(payload, '\0');
-  std::vector<ckptd_option> options;
-  for (size_t i = 0; i + 2 < parts.size(); i += 2) {
-    options.push_back({parts[i].c_str(), parts[i + 1].c_str()});
-  }
-  if (table_.configure == nullptr) {
-    if (options.empty()) return absl::OkStatus();
-    return MakeError(
-        absl::StatusCode::kInvalidArgument, "PLUGIN_REFUSED",
-        absl::StrCat("backend ", table_.name, ": takes no configuration; remove [backend.",
-                     table_.name, "] from the daemon's file"));
-  }
-  ckptd_call call;
-  return CallStatus(table_.configure(PluginHost(), &call, options.data(), options.size()), call);
-}
 
 void PluginTasks::Handle(const v1::HostTask& task) {
   switch (task.task_case()) {
@@ -266,24 +271,26 @@ void PluginTasks::Handle(const v1::HostTask& task) {
 }
 
 void PluginTasks::Do(const v1::HostTask& task, TaskCall* call) {
-  absl::Status status;
-  if (task.has_save()) {
-    status = Save(task.save(), call);
-  } else if (task.has_load()) {
-    status = CallStatus(
-        table_.load(PluginHost(), call, task.load().path().c_str(), task.load().verify() ? 1 : 0),
-        *call);
-  } else if (task.has_remove()) {
-    status = CallStatus(table_.remove(PluginHost(), call, task.remove().path().c_str()), *call);
-  } else {
-    status =
-        absl::UnimplementedError("host process: the daemon is newer and asks for another task");
-  }
+  const absl::Status status = Try(task, call);
   call->RemoveFolders();
   v1::HostReport report;
   report.mutable_done()->set_task_id(task.task_id());
   if (!status.ok()) *report.mutable_done()->mutable_status() = ToRpc(status);
   reports_->Write(report);
+}
+
+absl::Status PluginTasks::Try(const v1::HostTask& task, TaskCall* call) {
+  CKPTD_RETURN_IF_ERROR(configured_);
+  if (task.has_save()) return Save(task.save(), call);
+  if (task.has_load()) {
+    return CallStatus(
+        table_.load(PluginHost(), call, task.load().path().c_str(), task.load().verify() ? 1 : 0),
+        *call);
+  }
+  if (task.has_remove()) {
+    return CallStatus(table_.remove(PluginHost(), call, task.remove().path().c_str()), *call);
+  }
+  return absl::UnimplementedError("host process: the daemon is newer and asks for another task");
 }
 
 absl::Status PluginTasks::Save(const v1::HostTask::Save& save, TaskCall* call) {
@@ -333,36 +340,6 @@ void EndWithInput() {
 
 }  // namespace
 
-absl::StatusOr<ckptd_backend> LoadPlugin(const std::string& file) {
-  // Never closed: a plugin may have threads.
-  void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): of this thread
-  if (handle == nullptr) return RefusePlugin(file, absl::StrCat("cannot be loaded: ", dlerror()));
-  const auto* table = static_cast<const ckptd_backend*>(dlsym(handle, CKPTD_PLUGIN_SYMBOL));
-  if (table == nullptr) {
-    return RefusePlugin(file, "is no plugin: it has no symbol '" CKPTD_PLUGIN_SYMBOL
-                              "'; define it with CKPTD_PLUGIN_EXPORT, and as extern \"C\" in C++");
-  }
-  if (absl::Status status = CheckFileTable(*table); !status.ok()) {
-    return RefusePlugin(file, status.message());
-  }
-  return WholeTable(*table);
-}
-
-int ProbePlugin(const std::string& file) {
-  const absl::StatusOr<ckptd_backend> table = LoadPlugin(file);
-  if (!table.ok()) {
-    std::printf("%s\n", std::string(table.status().message()).c_str());
-    return 1;
-  }
-  const Backend::Description description = DescribeTable(*table);
-  std::printf("%s\n%s\n", description.name.c_str(), description.version.c_str());
-  for (const std::string& capability : description.capabilities) {
-    std::printf("%s\n", capability.c_str());
-  }
-  return 0;
-}
-
 int RunPluginHost(const std::string& file) {
   EndWithInput();
   const absl::StatusOr<ckptd_backend> table = LoadPlugin(file);
@@ -387,9 +364,8 @@ int RunPluginHost(const std::string& file) {
   while (stream->Read(&task)) {
     if (!task.has_setup()) {
       tasks.Handle(task);
-    } else if (absl::Status status = tasks.Configure(task.setup().payload()); !status.ok()) {
-      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
-      return 1;
+    } else {
+      tasks.Configured(Configure(*table, task.setup().payload()));
     }
   }
   // What the plugin does is of use to nobody any more, and may never end.

@@ -27,6 +27,7 @@ namespace {
 
 constexpr absl::string_view kHidden = ".ckptd-plugin-";
 constexpr size_t kStep = size_t{8} << 20;
+constexpr size_t kMostFilesToSync = 100;
 
 absl::Status Error(const std::string& object, absl::string_view action) {
   return OsError(object, action, errno);
@@ -111,18 +112,34 @@ absl::Status WriteAll(int fd, const std::string& path, const ckptd_bytes* pieces
       }
     }
   }
-  return fsync(fd) == 0 ? absl::OkStatus() : Error(path, "sync");
+  return absl::OkStatus();
 }
 
-absl::Status SyncTree(const std::string& folder) {
+absl::Status ForEachIn(const std::string& folder,
+                       const std::function<absl::Status(const std::string&)>& visit) {
   std::error_code error;
   std::filesystem::recursive_directory_iterator it(folder, error);
   for (; !error && it != std::filesystem::recursive_directory_iterator(); it.increment(error)) {
     if (it->is_symlink()) continue;
-    CKPTD_RETURN_IF_ERROR(Sync(it->path().string()));
+    CKPTD_RETURN_IF_ERROR(visit(it->path().string()));
   }
-  if (error) return OsError(folder, "read the folder", error.value());
-  return Sync(folder);
+  return error ? OsError(folder, "read the folder", error.value()) : absl::OkStatus();
+}
+
+// Each sync waits for the device, however little there is to do, so that 20 000 take minutes; one
+// of the whole file system takes as long as what others have written to it. What has failed since
+// the folder was opened, which is before anything was written there, is told either way.
+absl::Status SyncTree(const HiddenFolder& folder) {
+  size_t files = 0;
+  CKPTD_RETURN_IF_ERROR(ForEachIn(folder.path, [&files](const std::string&) {
+    ++files;
+    return absl::OkStatus();
+  }));
+  if (files > kMostFilesToSync) {
+    return syncfs(folder.lock.get()) == 0 ? absl::OkStatus() : Error(folder.path, "sync");
+  }
+  CKPTD_RETURN_IF_ERROR(ForEachIn(folder.path, Sync));
+  return Sync(folder.path);
 }
 
 }  // namespace
@@ -134,6 +151,7 @@ absl::Status PublishFile(const std::string& path, const ckptd_bytes* pieces, siz
   RemoveLeftovers(folder);
   CKPTD_ASSIGN_OR_RETURN(const HiddenFolder hidden, MakeHidden(folder, /*is_folder=*/false));
   absl::Status status = WriteAll(hidden.lock.get(), path, pieces, count, progress);
+  if (status.ok() && fsync(hidden.lock.get()) != 0) status = Error(path, "sync");
   if (status.ok() && rename(hidden.path.c_str(), path.c_str()) != 0) {
     status = Error(path, "replace");
   }
@@ -150,16 +168,23 @@ absl::StatusOr<HiddenFolder> MakeHiddenFolder(const std::string& path) {
   return MakeHidden(folder, /*is_folder=*/true);
 }
 
-absl::Status WriteFileDurably(const std::string& path, const ckptd_bytes* pieces, size_t count,
-                              const WriteProgress& progress) {
+absl::Status WriteFileIn(const std::string& path, const ckptd_bytes* pieces, size_t count,
+                         const WriteProgress& progress) {
   CKPTD_ASSIGN_OR_RETURN(const UniqueFd fd, Open(path, O_WRONLY | O_CREAT | O_EXCL));
   return WriteAll(fd.get(), path, pieces, count, progress);
 }
 
 // 1. sync all that is in it, 2. give it the name, by exchange where that is taken, 3. sync the
 // folder above, 4. remove what was there.
-absl::Status PublishFolder(const std::string& folder, const std::string& path) {
-  CKPTD_RETURN_IF_ERROR(SyncTree(folder));
+absl::Status PublishFolder(const std::vector<HiddenFolder>& made, const std::string& folder,
+                           const std::string& path) {
+  const auto it = std::find_if(made.begin(), made.end(),
+                               [&](const HiddenFolder& one) { return one.path == folder; });
+  if (it == made.end()) {
+    return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_PATH",
+                     absl::StrCat(folder, ": is no folder that make_folder has made in this call"));
+  }
+  CKPTD_RETURN_IF_ERROR(SyncTree(*it));
   bool exchanged = false;
   int result = renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, path.c_str(), RENAME_NOREPLACE);
   if (result != 0 && errno == EEXIST) {

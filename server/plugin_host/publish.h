@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,9 +26,12 @@ struct HiddenFolder {
   UniqueFd lock;
 };
 absl::StatusOr<HiddenFolder> MakeHiddenFolder(const std::string& path);
-absl::Status WriteFileDurably(const std::string& path, const ckptd_bytes* pieces, size_t count,
-                              const WriteProgress& progress);
-absl::Status PublishFolder(const std::string& folder, const std::string& path);
+// Durable when its folder is published.
+absl::Status WriteFileIn(const std::string& path, const ckptd_bytes* pieces, size_t count,
+                         const WriteProgress& progress);
+// `made`: all that the call has made.
+absl::Status PublishFolder(const std::vector<HiddenFolder>& made, const std::string& folder,
+                           const std::string& path);
 absl::Status RemoveDurably(const std::string& path);
 
 }  // namespace ckptd

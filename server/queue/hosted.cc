@@ -278,6 +278,9 @@ absl::Status SaveQueue::LoadHosted(const Backend& backend, const v1::BeginLoadRe
   task.mutable_load()->set_path(request.path());
   task.mutable_load()->set_verify(true);
   absl::Status status = options_.hosts->Run(host, std::move(task), session->ended, calls);
+  if (absl::IsNotFound(status)) {
+    status = MakeError(absl::StatusCode::kNotFound, "CHECKPOINT_NOT_FOUND", status.message());
+  }
   if (status.ok() && image == nullptr) {
     status = MakeError(absl::StatusCode::kInternal, "BACKEND_FAILED",
                        absl::StrCat("backend ", backend.name(), ": has loaded nothing"));

@@ -235,14 +235,29 @@ TEST_F(OptionsTest, PluginsAreToldWhatTheFileHas) {
   const TempDir dir;
   WriteFile(
       dir / "file",
-      "plugin-dir = \"/file\"\n[backend.npy]\nlevel = 9\nkey = \"a b\"\n[backend.s3]\nx = \"y\"\n");
+      "plugin-dir = \"/usr\"\n[backend.npy]\nlevel = 9\nkey = \"a b\"\n[backend.s3]\nx = \"y\"\n");
   const Options options = ParseOk({"--config", dir / "file"});
-  EXPECT_EQ(options.plugin_dir, "/file");
+  EXPECT_EQ(options.plugin_dir, "/usr");
   EXPECT_THAT(options.backend_config,
               ElementsAre(Pair("npy", ElementsAre(Pair("level", "9"), Pair("key", "a b"))),
                           Pair("s3", ElementsAre(Pair("x", "y")))));
-  SetEnv("CKPTD_PLUGIN_DIR", "/a");
-  EXPECT_EQ(ParseOk({"--config", dir / "file"}).plugin_dir, "/a");
+  SetEnv("CKPTD_PLUGIN_DIR", "/");
+  EXPECT_EQ(ParseOk({"--config", dir / "file"}).plugin_dir, "/");
+}
+
+TEST_F(OptionsTest, RefusesAPluginDirThatIsNoFolder) {
+  const TempDir dir;
+  WriteFile(dir / "file", "");
+  WriteFile(dir / "config", std::string("plugin-dir = \"") + (dir / "none") + "\"\n");
+  for (const std::string& value : {dir / "none", dir / "file"}) {
+    EXPECT_EQ(Parse({"--plugin-dir", value}).exit_code, 2);
+    EXPECT_THAT(errors_, HasSubstr("'" + value + "' is no folder")) << value;
+  }
+  EXPECT_EQ(Parse({"--config", dir / "config"}).exit_code, 2);
+  SetEnv("CKPTD_PLUGIN_DIR", dir / "none");
+  EXPECT_EQ(Parse({}).exit_code, 2);
+  // A flag goes before it.
+  EXPECT_EQ(ParseOk({"--plugin-dir", "/"}).plugin_dir, "/");
 }
 
 // What is meant to limit must not turn out to limit nothing.

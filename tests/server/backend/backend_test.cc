@@ -3,10 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "plugins/torch/torch_plugin.h"
+#include "server/backend/plugin_table.h"
 #include "tests/server/testing/fake_backend.h"
 #include "tests/server/testing/status_matchers.h"
 
@@ -104,7 +107,7 @@ TEST(BackendTest, RefusesAnotherMajorVersion) {
 
 TEST(BackendTest, RefusesATableThatLacksSomething) {
   std::vector<ckptd_backend> tables(5, *FakePlugin());
-  tables[0].size = sizeof(ckptd_backend) - sizeof(void*);
+  tables[0].size = offsetof(ckptd_backend, remove);
   tables[1].name = nullptr;
   tables[2].plan = nullptr;
   tables[3].seal = nullptr;
@@ -117,6 +120,28 @@ TEST(BackendTest, RefusesATableThatLacksSomething) {
   ckptd_backend larger = *FakePlugin();
   larger.size += 8;
   EXPECT_OK(Backend::Create(&larger)) << "a table of a later MINOR reaches further";
+}
+
+TEST(PluginTableTest, ATableMayEndBehindWhatIsRequired) {
+  ckptd_backend table = {};
+  table.size = offsetof(ckptd_backend, configure);
+  table.abi_major = CKPTD_PLUGIN_ABI_MAJOR;
+  table.name = "short";
+  table.version = "1";
+  table.save = [](auto...) { return ckptd_code{CKPTD_OK}; };
+  table.load = [](auto...) { return ckptd_code{CKPTD_OK}; };
+  table.remove = [](auto...) { return ckptd_code{CKPTD_OK}; };
+  // What lies behind its end is not the table's.
+  std::memset(reinterpret_cast<char*>(&table) + table.size, 0xEE, sizeof(table) - table.size);
+  EXPECT_OK(CheckFileTable(table));
+  const ckptd_backend whole = WholeTable(table);
+  EXPECT_EQ(whole.remove, table.remove);
+  EXPECT_EQ(whole.configure, nullptr);
+  EXPECT_EQ(whole.plan, nullptr);
+  EXPECT_EQ(whole.publish, nullptr);
+  EXPECT_THAT(DescribeTable(whole).capabilities, testing::ElementsAre("hosted"));
+  table.size = offsetof(ckptd_backend, remove);
+  EXPECT_THAT(CheckFileTable(table), Says("what is required"));
 }
 
 TEST(BackendTest, TakesAPluginWrittenInC) {

@@ -12,7 +12,7 @@
 #include "proto/status/error_info.h"
 #include "server/backend/call.h"
 #include "server/backend/plugin_table.h"
-#include "server/plugin_host/plugin_host.h"
+#include "server/plugin_host/probe.h"
 #include "server/plugin_host/publish.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"
@@ -48,14 +48,14 @@ class LocalCall : public ckptd_call {
   }
   absl::Status WriteFile(const std::string& path, const ckptd_bytes* pieces,
                          size_t count) override {
-    return WriteFileDurably(path, pieces, count, [this](uint64_t more) {
+    return WriteFileIn(path, pieces, count, [this](uint64_t more) {
       if (more >= left_) return false;
       left_ -= more;
       return true;
     });
   }
   absl::Status PublishFolder(const std::string& folder, const std::string& path) override {
-    return ckptd::PublishFolder(folder, path);
+    return ckptd::PublishFolder(folders_, folder, path);
   }
   absl::Status RemovePath(const std::string& path) override { return RemoveDurably(path); }
 

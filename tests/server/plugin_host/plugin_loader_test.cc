@@ -25,8 +25,7 @@ class PluginLoaderTest : public testing::Test {
     return to;
   }
   LoadedPlugins Find(const std::vector<std::string>& taken = {}) {
-    return FindPlugins(dir_.path(), CKPTD_PROGRAM, NamedTensorsPlugin(),
-                       {{"npy", {{"level", "9"}}}}, taken);
+    return FindPlugins(dir_.path(), CKPTD_PROGRAM, NamedTensorsPlugin(), config_, taken);
   }
   void ExpectRefused(const std::string& why, const std::vector<std::string>& taken = {}) {
     const LoadedPlugins found = Find(taken);
@@ -37,6 +36,7 @@ class PluginLoaderTest : public testing::Test {
   }
 
   TempDir dir_;
+  BackendConfig config_;
 };
 
 TEST_F(PluginLoaderTest, FindsAPluginAndSaysHowItIsHosted) {
@@ -53,10 +53,26 @@ TEST_F(PluginLoaderTest, FindsAPluginAndSaysHowItIsHosted) {
   EXPECT_FALSE(npy.takes_object());
   ASSERT_NE(npy.host(), nullptr);
   EXPECT_THAT(npy.host()->argv, testing::ElementsAre(CKPTD_PROGRAM, "--plugin-host", file));
-  EXPECT_EQ(npy.host()->payload, std::string("level\0009\0", 8));
+  EXPECT_EQ(npy.host()->payload, "");
   CheckpointSpec spec;
   spec.tensors = {{"w", "complex128", {2}, 32}};
   EXPECT_OK(npy.MakePlan(spec).status());
+}
+
+TEST_F(PluginLoaderTest, SettingsAreTakenOrRefusedAtOnce) {
+  Put(CKPTD_CONFIGURED_PLUGIN, "configured.so");
+  config_["configured"] = {{"level", "9"}};
+  const LoadedPlugins found = Find();
+  ASSERT_EQ(found.backends.size(), 1u) << found.refused.at(0).error;
+  EXPECT_EQ(found.backends[0]->host()->payload, std::string("level\0009\0", 8));
+  EXPECT_THAT(found.backends[0]->capabilities(), testing::ElementsAre("configure", "hosted"));
+  config_["configured"] = {{"level", "10"}};
+  ExpectRefused("level: must be below 10; give another one");
+  ExpectRefused("configured.so: backend configured: does not take its settings");
+  fs::remove(dir_.path() + "/configured.so");
+  Put(CKPTD_EXAMPLE_PLUGIN, "npy.so");
+  config_["npy"] = {{"level", "9"}};
+  ExpectRefused("takes no settings; remove [backend.npy]");
 }
 
 TEST_F(PluginLoaderTest, NoFolderIsNoPlugins) {

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/server/testing/status_matchers.h"
@@ -60,11 +61,13 @@ TEST_F(PublishTest, ACancelledFileLeavesTheOldOne) {
 
 TEST_F(PublishTest, ReplacesAFolderWhole) {
   for (const std::string name : {"first", "second"}) {
-    ASSERT_OK_AND_ASSIGN(const HiddenFolder hidden, MakeHiddenFolder(path_));
-    const std::string& folder = hidden.path;
+    ASSERT_OK_AND_ASSIGN(HiddenFolder hidden, MakeHiddenFolder(path_));
+    std::vector<HiddenFolder> made;
+    made.push_back(std::move(hidden));
+    const std::string& folder = made[0].path;
     const ckptd_bytes piece = {name.data(), name.size()};
-    EXPECT_OK(WriteFileDurably(folder + "/" + name, &piece, 1, [](uint64_t) { return true; }));
-    EXPECT_OK(PublishFolder(folder, path_));
+    EXPECT_OK(WriteFileIn(folder + "/" + name, &piece, 1, [](uint64_t) { return true; }));
+    EXPECT_OK(PublishFolder(made, folder, path_));
     EXPECT_EQ(Read(path_ + "/" + name), name);
     EXPECT_THAT(Listing(), testing::ElementsAre("x"));
   }
@@ -72,6 +75,25 @@ TEST_F(PublishTest, ReplacesAFolderWhole) {
   EXPECT_OK(RemoveDurably(path_));
   EXPECT_OK(RemoveDurably(path_));
   EXPECT_THAT(Listing(), testing::IsEmpty());
+}
+
+TEST_F(PublishTest, ReplacesAFolderOfManyFiles) {
+  ASSERT_OK_AND_ASSIGN(HiddenFolder hidden, MakeHiddenFolder(path_));
+  std::vector<HiddenFolder> made;
+  made.push_back(std::move(hidden));
+  for (int i = 0; i < 200; ++i) {
+    EXPECT_OK(WriteFileIn(made[0].path + "/" + std::to_string(i), nullptr, 0,
+                          [](uint64_t) { return true; }));
+  }
+  EXPECT_OK(PublishFolder(made, made[0].path, path_));
+  EXPECT_EQ(std::distance(fs::directory_iterator(path_), fs::directory_iterator()), 200);
+}
+
+TEST_F(PublishTest, PublishesOnlyWhatTheCallHasMade) {
+  fs::create_directory(dir_.path() + "/other");
+  EXPECT_THAT(PublishFolder({}, dir_.path() + "/other", path_),
+              IsError(absl::StatusCode::kInvalidArgument, "INVALID_PATH"));
+  EXPECT_FALSE(fs::exists(path_));
 }
 
 TEST_F(PublishTest, LeavesAFolderThatIsBeingFilled) {
