@@ -23,6 +23,12 @@ namespace {
 // For answers that are on their way when everything else is done.
 constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
 
+// This one; empty where nobody says, and then no process of it can be started.
+std::string Program() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).string();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(const Options& options,
@@ -36,11 +42,12 @@ absl::Status Daemon::Build() {
   // The socket's lock first: a second daemon must not touch the first one's pool.
   CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Acceptor> acceptor,
                          Acceptor::Bind(fs_.get(), options_.socket));
-  CKPTD_RETURN_IF_ERROR(backends_.Add(TorchPlugin()));
   CKPTD_RETURN_IF_ERROR(backends_.Add(Backend::OfPython(TorchPlugin())));
-  CKPTD_RETURN_IF_ERROR(backends_.Add(XlaPlugin()));
-  CKPTD_RETURN_IF_ERROR(backends_.Add(SafetensorsPlugin()));
-  CKPTD_RETURN_IF_ERROR(AddPlugins());
+  const std::string program = Program();
+  for (const ckptd_backend* plugin : {TorchPlugin(), XlaPlugin(), SafetensorsPlugin()}) {
+    CKPTD_RETURN_IF_ERROR(backends_.Add(plugin, {{program, "--plugin-host", plugin->name}, ""}));
+  }
+  CKPTD_RETURN_IF_ERROR(AddPlugins(program));
   CKPTD_ASSIGN_OR_RETURN(allow_roots_, AllowedRoots::Open(fs_.get(), options_.allow_roots));
   CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(fs_.get(), options_.pool_dir));
   Pool::Options pool_options;
@@ -88,9 +95,7 @@ std::vector<v1::RefusedPlugin> Daemon::DescribeRefused() const {
 }
 
 // A plugin that is wrong is no reason not to serve.
-absl::Status Daemon::AddPlugins() {
-  std::error_code error;
-  const std::string program = std::filesystem::read_symlink("/proc/self/exe", error).string();
+absl::Status Daemon::AddPlugins(const std::string& program) {
   std::vector<std::string> taken = backends_.Names();
   taken.emplace_back(kPythonBackend);
   LoadedPlugins found = FindPlugins(options_.plugin_dir, program, NamedTensorsPlugin(),

@@ -45,7 +45,7 @@ class Daemon {
   Daemon(const Options& options, Failpoints* failpoints)
       : options_(options), failpoints_(failpoints) {}
   absl::Status Build();
-  absl::Status AddPlugins();
+  absl::Status AddPlugins(const std::string& program);
   std::vector<v1::BackendStatus> DescribeBackends() const;
   std::vector<v1::RefusedPlugin> DescribeRefused() const;
   absl::Status TakeOver();

@@ -17,8 +17,10 @@ absl::Status RunCancel(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunExport(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunFlush(Daemon& daemon, const Options& options, Output& out);
 
-// Checks files of this machine, without a daemon.
-absl::Status RunVerify(const Options& options, Output& out);
+// Check and look into files of this machine, without a daemon; with --backend the daemon has the
+// backend do it.
+absl::Status RunVerify(Daemon& daemon, const Options& options, Output& out);
+absl::Status RunInspect(Daemon& daemon, const Options& options, Output& out);
 
 // Leaves SIGINT and SIGTERM to RunWatch. Must be called before any other thread is started, which
 // gRPC does with the first channel.

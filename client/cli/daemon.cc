@@ -1,7 +1,9 @@
 #include "client/cli/daemon.h"
 
+#include <filesystem>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
@@ -44,6 +46,11 @@ absl::Status Daemon::Explain(const grpc::Status& status, absl::Duration timeout)
                                                     ": give it longer with --timeout"));
   }
   return error;
+}
+
+std::string PathForDaemon(const std::string& path) {
+  if (absl::StrContains(path, "://")) return path;
+  return std::filesystem::absolute(path).string();
 }
 
 bool IsNoDaemon(const absl::Status& status) { return ReasonOf(status) == kNoDaemon; }

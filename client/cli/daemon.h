@@ -39,6 +39,9 @@ class Daemon {
   const std::unique_ptr<Stub> stub_;
 };
 
+// A path of the command line as the daemon is to have it: absolute, or a URL.
+std::string PathForDaemon(const std::string& path);
+
 // Whether `status`, from Explain, says that there is no daemon.
 bool IsNoDaemon(const absl::Status& status);
 

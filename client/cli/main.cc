@@ -28,7 +28,9 @@ absl::Status Run(Daemon& daemon, const Options& options, Output& out) {
     case Options::Command::kFlush:
       return RunFlush(daemon, options, out);
     case Options::Command::kVerify:
-      return RunVerify(options, out);
+      return RunVerify(daemon, options, out);
+    case Options::Command::kInspect:
+      return RunInspect(daemon, options, out);
   }
   return absl::InternalError("unknown command");
 }

@@ -56,8 +56,8 @@ void AddGlobal(CLI::App& app, Options& options) {
   app.add_option_function<std::string>(
          "-t,--timeout",
          [&options](const std::string& text) { options.timeout = ParseTimeout(text); },
-         "How long to wait for the answer: seconds, or 500ms, 2m. Default: 10s; none for watch "
-         "and flush")
+         "How long to wait for the answer: seconds, or 500ms, 2m. Default: 10s; none for watch, "
+         "flush and --backend")
       ->check([](const std::string& text) {
         return ParseTimeout(text) ? "" : Refuse("'" + text + "' is no time: use 30, 500ms, 2m");
       })
@@ -126,6 +126,15 @@ void AddList(CLI::App& command, Options& options) {
       ->type_name("TOKEN");
 }
 
+CLI::Option& AddFiles(CLI::App& command, Options& options, const std::string& what) {
+  command
+      .add_option("-b,--backend", options.backend,
+                  "Have the daemon ask this backend, as for checkpoints that only a plugin reads; "
+                  "what is pending on the path comes first")
+      ->type_name("NAME");
+  return *command.add_option("PATH", options.files, what)->required()->type_name("");
+}
+
 // CLI11 says of a word that is no command only that there is none.
 std::string FailureMessage(const CLI::App* app, const CLI::Error& error) {
   std::string message = CLI::FailureMessage::simple(app, error);
@@ -187,12 +196,18 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_code) {
   AddScope(*add("flush", "Wait until the saves and removals accepted so far have ended",
                 Command::kFlush),
            options, "Only those");
-  add("verify",
-      "Check files that torch.save or ckptd wrote against their checksums; needs no daemon",
-      Command::kVerify)
-      ->add_option("PATH", options.files, "The files")
-      ->required()
-      ->type_name("");
+  AddFiles(*add("verify",
+                "Check files of torch.save, ckptd or safetensors against their checksums; needs no "
+                "daemon",
+                Command::kVerify),
+           options, "The files")
+      .expected(1, -1);
+  AddFiles(
+      *add("inspect",
+           "What is in a file of torch.save or safetensors, without unpickling; needs no daemon",
+           Command::kInspect),
+      options, "The file")
+      .expected(1);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -12,17 +12,18 @@ namespace ckptd::cli {
 
 // The whole command line, with its defaults.
 struct Options {
-  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kExport, kFlush, kVerify };
+  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kExport, kFlush, kVerify, kInspect };
   Command command = Command::kStatus;
 
   // --address, else as DefaultAddress() says.
   std::string address;
 
   // --output json: what the daemon answered, with the names of the .proto file; for verify a list
-  // of files.
+  // of files, for inspect what is in one.
   bool json = false;
 
-  // --timeout. Without: 10 s where an answer comes at once, no end for watch and flush.
+  // --timeout. Without: 10 s where an answer comes at once, no end for watch, flush and
+  // --backend.
   std::optional<absl::Duration> timeout;
 
   // get, watch, cancel: jobs/{job}/saves/{save}. Empty for a watch over all saves.
@@ -34,8 +35,11 @@ struct Options {
   // list and flush: only this path; all if empty.
   std::string path;
 
-  // verify: the files.
+  // verify and inspect: the files; one for inspect.
   std::vector<std::string> files;
+
+  // verify and inspect: the backend whose checkpoints they are; empty for files that are read here.
+  std::string backend;
 
   // list: only these states; all if empty.
   std::vector<v1::Save::State> states;

@@ -163,7 +163,7 @@ typedef struct ckptd_host {
      so that no half of it is ever seen. What is not there is no error. */
   ckptd_code (*remove_path)(ckptd_call* call, const char* path);
 
-  /* In inspect: tells one tensor of the checkpoint. */
+  /* In inspect: tells one tensor of the checkpoint. `strides` are those that it has there. */
   ckptd_code (*found)(ckptd_call* call, const ckptd_tensor* tensor);
 } ckptd_host;
 

@@ -297,13 +297,20 @@ std::string PlanFile(const ckptd_spec& spec, bool strict, Layout* layout) {
   return "";
 }
 
-std::string ReadHeader(std::string_view header, uint64_t data_bytes, std::vector<Entry>* entries) {
+std::string ReadHeader(std::string_view header, uint64_t data_bytes, std::vector<Entry>* entries,
+                       std::map<std::string, std::string>* metadata) {
   const std::optional<Json> json = ParseJson(header);
   if (!json.has_value() || json->kind != Json::Kind::kObject) {
     return "the header is no JSON object";
   }
   for (const auto& [name, value] : json->items) {
-    if (name == "__metadata__") continue;
+    if (name == "__metadata__") {
+      for (const auto& [key, note] : value.items) {
+        if (note.kind != Json::Kind::kString) return "its metadata " + Quoted(key) + " is no text";
+        metadata->emplace(key, note.text);
+      }
+      continue;
+    }
     if (std::string why = ReadEntry(name, value, &entries->emplace_back()); !why.empty()) {
       return why;
     }

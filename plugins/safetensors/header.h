@@ -2,6 +2,7 @@
 #define CKPTD_PLUGINS_SAFETENSORS_HEADER_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,8 +44,10 @@ struct Entry {
   uint64_t end = 0;
 };
 
-// Reads a header of `data_bytes` bytes of data. Returns what is wrong with it, or an empty string.
-std::string ReadHeader(std::string_view header, uint64_t data_bytes, std::vector<Entry>* entries);
+// Reads a header of `data_bytes` bytes of data, and __metadata__. Returns what is wrong with it, or
+// an empty string.
+std::string ReadHeader(std::string_view header, uint64_t data_bytes, std::vector<Entry>* entries,
+                       std::map<std::string, std::string>* metadata);
 
 }  // namespace ckptd::safetensors
 

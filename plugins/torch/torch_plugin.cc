@@ -12,6 +12,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "plugins/torch/torch_checks.h"
 #include "plugins/torch/zip_layout.h"
 
 // The plan is the record set of torch.save, in its order:
@@ -206,6 +207,8 @@ ckptd_backend Table(const char* name) {
   table.plan = Plan;
   table.seal = Seal;
   table.plan_free = PlanFree;
+  table.verify = VerifyTorch;
+  table.inspect = InspectTorch;
   return table;
 }
 

@@ -15,6 +15,7 @@ namespace ckptd {
 namespace {
 
 constexpr size_t kReadBytes = size_t{1} << 20;
+constexpr int kTensorsInPage = 1000;
 
 // A little before the caller's deadline, so that our sentence reaches it before its own timer ends
 // the call without one.
@@ -156,6 +157,30 @@ grpc::Status CheckpointServiceImpl::ExportSave(grpc::ServerContext* context,
   if (!save.ok()) return ToGrpc(save.status());
   *response->mutable_save() = *std::move(save);
   return grpc::Status::OK;
+}
+
+grpc::Status CheckpointServiceImpl::InspectCheckpoint(
+    grpc::ServerContext* context, const v1::InspectCheckpointRequest* request,
+    grpc::ServerWriter<v1::InspectCheckpointResponse>* writer) {
+  absl::StatusOr<std::vector<v1::TensorSpec>> tensors = queue_->InspectCheckpoint(
+      *request, Deadline(*context), [context] { return !context->IsCancelled(); });
+  if (!tensors.ok()) return ToGrpc(tensors.status());
+  v1::InspectCheckpointResponse page;
+  for (v1::TensorSpec& tensor : *tensors) {
+    *page.add_tensors() = std::move(tensor);
+    if (page.tensors_size() < kTensorsInPage) continue;
+    if (!writer->Write(page)) return grpc::Status::OK;  // the caller is gone
+    page.Clear();
+  }
+  if (page.tensors_size() > 0) writer->Write(page);
+  return grpc::Status::OK;
+}
+
+grpc::Status CheckpointServiceImpl::VerifyCheckpoint(grpc::ServerContext* context,
+                                                     const v1::VerifyCheckpointRequest* request,
+                                                     v1::VerifyCheckpointResponse* response) {
+  return ToGrpc(queue_->VerifyCheckpoint(*request, Deadline(*context),
+                                         [context] { return !context->IsCancelled(); }));
 }
 
 grpc::Status CheckpointServiceImpl::GetStatus(grpc::ServerContext* context,

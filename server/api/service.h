@@ -77,6 +77,12 @@ class CheckpointServiceImpl final
                           v1::Save* response) override;
   grpc::Status ExportSave(grpc::ServerContext* context, const v1::ExportSaveRequest* request,
                           v1::ExportSaveResponse* response) override;
+  grpc::Status InspectCheckpoint(
+      grpc::ServerContext* context, const v1::InspectCheckpointRequest* request,
+      grpc::ServerWriter<v1::InspectCheckpointResponse>* writer) override;
+  grpc::Status VerifyCheckpoint(grpc::ServerContext* context,
+                                const v1::VerifyCheckpointRequest* request,
+                                v1::VerifyCheckpointResponse* response) override;
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
                          v1::GetStatusResponse* response) override;
 

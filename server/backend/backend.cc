@@ -1,5 +1,7 @@
 #include "server/backend/backend.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "proto/status/error_info.h"
@@ -70,10 +72,10 @@ Plan::Plan(const Backend* backend, ckptd_plan* plan, const ckptd_layout& layout,
 
 Plan::~Plan() { backend_->plugin_->plan_free(plan_); }
 
-absl::StatusOr<std::unique_ptr<Backend>> Backend::Create(const ckptd_backend* plugin) {
+absl::StatusOr<std::unique_ptr<Backend>> Backend::Create(const ckptd_backend* plugin, Host host) {
   CKPTD_RETURN_IF_ERROR(CheckBuiltInTable(*plugin));
   return std::unique_ptr<Backend>(
-      new Backend(plugin, DescribeTable(*plugin), /*hosted=*/false, Host()));
+      new Backend(plugin, DescribeTable(*plugin), /*hosted=*/false, std::move(host)));
 }
 
 std::unique_ptr<Backend> Backend::OfPython(const ckptd_backend* image_plugin) {
@@ -89,6 +91,11 @@ std::unique_ptr<Backend> Backend::OfFile(const ckptd_backend* image_plugin, Desc
                                          Host host) {
   return std::unique_ptr<Backend>(
       new Backend(image_plugin, std::move(description), /*hosted=*/true, std::move(host)));
+}
+
+bool Backend::Can(absl::string_view capability) const {
+  return std::find(capabilities().begin(), capabilities().end(), capability) !=
+         capabilities().end();
 }
 
 bool Backend::takes_object() const { return (plugin_->flags & CKPTD_TAKES_OBJECT) != 0; }
@@ -111,8 +118,9 @@ absl::Status Backend::Seal(const Plan& plan, uint8_t* image, const Sealed& seale
   return ToStatus(plugin_->seal(PluginHost(), &call, plan.plan_, image), call);
 }
 
-absl::Status BackendRegistry::Add(const ckptd_backend* plugin) {
-  CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, Backend::Create(plugin));
+absl::Status BackendRegistry::Add(const ckptd_backend* plugin, Backend::Host host) {
+  CKPTD_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                         Backend::Create(plugin, std::move(host)));
   return Add(std::move(backend));
 }
 

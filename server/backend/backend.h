@@ -63,7 +63,7 @@ class Backend {
   // Told the number of bytes, from the front, that are final; returns false to stop the seal.
   using Sealed = std::function<bool(uint64_t)>;
 
-  // How the daemon starts the host process of a backend that is in a file: with the daemon's own
+  // How the daemon starts the process in which a backend's functions run: with the daemon's own
   // environment, and with `payload` for HostTask.Setup.
   struct Host {
     std::vector<std::string> argv;
@@ -78,8 +78,10 @@ class Backend {
     std::string file;
   };
 
-  // One that is built in. Refuses a table of another major version, or one that lacks a function.
-  static absl::StatusOr<std::unique_ptr<Backend>> Create(const ckptd_backend* plugin);
+  // One that is built in; what reads checkpoints for people runs in the process that `host` starts.
+  // Refuses a table of another major version, or one that lacks a function.
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const ckptd_backend* plugin,
+                                                         Host host = {});
   // The backend "python": images are those of `image_plugin`, which must be one that takes an
   // object, and a host process of the client's (hosts.h) writes them.
   static std::unique_ptr<Backend> OfPython(const ckptd_backend* image_plugin);
@@ -99,8 +101,9 @@ class Backend {
   bool takes_object() const;
   // Whether saves, loads and removals are done by a host process rather than by the daemon.
   bool hosted() const { return hosted_; }
-  // Null where the daemon starts none: one that is built in, and "python", whose hosts its clients
-  // register.
+  // Whether it is among capabilities().
+  bool Can(absl::string_view capability) const;
+  // Null where the daemon starts none, as for "python", whose hosts its clients register.
   const Host* host() const { return host_.argv.empty() ? nullptr : &host_; }
 
   // Errors: INVALID_TENSOR where a string has a zero byte in it, what the plugin says, or INTERNAL
@@ -128,7 +131,7 @@ class Backend {
 class BackendRegistry {
  public:
   // Makes a backend of a plugin (Create), and adds it.
-  absl::Status Add(const ckptd_backend* plugin);
+  absl::Status Add(const ckptd_backend* plugin, Backend::Host host = {});
   // ALREADY_EXISTS where there is one of that name.
   absl::Status Add(std::unique_ptr<Backend> backend);
 

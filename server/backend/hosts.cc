@@ -363,6 +363,7 @@ void BackendHosts::Report(HostConnection* connection, const v1::HostReport& repo
     task = host->task;
     const std::string& id = report.has_done()       ? report.done().task_id()
                             : report.has_progress() ? report.progress().task_id()
+                            : report.has_found()    ? report.found().task_id()
                                                     : report.allocate().task_id();
     if (task == nullptr || !task->sent || task->id != id) return;
     if (report.has_done()) return ReportDone(*host, report.done());
@@ -371,6 +372,8 @@ void BackendHosts::Report(HostConnection* connection, const v1::HostReport& repo
   v1::HostTask answer;
   if (report.has_progress() && task->calls->on_progress) {
     task->calls->on_progress(report.progress().persisted_bytes());
+  } else if (report.has_found() && task->calls->found) {
+    task->calls->found(report.found());
   } else if (report.has_allocate() && task->calls->allocate) {
     *answer.mutable_allocated() = task->calls->allocate(report.allocate());
   }

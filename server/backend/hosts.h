@@ -52,6 +52,7 @@ class BackendHosts {
   struct Calls {
     std::function<void(int64_t persisted_bytes)> on_progress;
     std::function<v1::HostTask::Allocated(const v1::HostReport::Allocate&)> allocate;
+    std::function<void(const v1::HostReport::Found&)> found;
   };
 
   explicit BackendHosts(Options options) : options_(std::move(options)) {}

@@ -24,6 +24,7 @@
 #include "ckptd/v1/checkpoint.grpc.pb.h"
 #include "client/cpp/core/unique_fd.h"
 #include "plugins/safetensors/safetensors_plugin.h"
+#include "plugins/torch/torch_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "proto/status/utf8.h"
@@ -39,6 +40,7 @@ namespace ckptd {
 namespace {
 
 constexpr absl::Duration kBetweenReports = absl::Milliseconds(50);
+constexpr int kFoundAtOnce = 1000;
 
 // An image of the daemon's, mapped.
 class Mapping {
@@ -140,6 +142,9 @@ class TaskCall : public ckptd_call {
     return ckptd::PublishFolder(folders_, folder, path);
   }
   absl::Status RemovePath(const std::string& path) override { return RemoveDurably(path); }
+  absl::Status Found(const ckptd_tensor& tensor) override;
+  // Reports the tensors that were found since it was last called.
+  void TellFound();
 
   // What was not published goes.
   void RemoveFolders() {
@@ -176,6 +181,7 @@ class TaskCall : public ckptd_call {
   std::vector<HiddenFolder> folders_ ABSL_GUARDED_BY(mu_);
   bool answered_ ABSL_GUARDED_BY(mu_) = false;
   v1::HostTask::Allocated allocated_ ABSL_GUARDED_BY(mu_);
+  v1::HostReport found_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<Mapping> mapping_;
 };
 
@@ -228,6 +234,33 @@ absl::Status TaskCall::Allocate(const ckptd_spec& spec, uint8_t** data) {
   return absl::OkStatus();
 }
 
+absl::Status TaskCall::Found(const ckptd_tensor& tensor) {
+  bool enough = false;
+  {
+    absl::MutexLock lock(&mu_);
+    v1::TensorSpec* told = found_.mutable_found()->add_tensors();
+    told->set_name(ToUtf8(tensor.name));
+    told->set_dtype(ToUtf8(tensor.dtype));
+    for (size_t i = 0; i < tensor.rank; ++i) told->add_shape(tensor.shape[i]);
+    told->set_size_bytes(static_cast<int64_t>(tensor.size_bytes));
+    enough = found_.found().tensors_size() >= kFoundAtOnce;
+  }
+  if (enough) TellFound();
+  if (!cancelled_) return absl::OkStatus();
+  return absl::CancelledError(absl::StrCat("tensor ", tensor.name, ": the call was cancelled"));
+}
+
+void TaskCall::TellFound() {
+  v1::HostReport report;
+  {
+    absl::MutexLock lock(&mu_);
+    if (!found_.has_found()) return;
+    std::swap(report, found_);
+  }
+  report.mutable_found()->set_task_id(task_id_);
+  reports_->Write(report);
+}
+
 // Does tasks, one at a time, while the stream is read on.
 class PluginTasks {
  public:
@@ -246,6 +279,7 @@ class PluginTasks {
   void Do(const v1::HostTask& task, TaskCall* call);
   absl::Status Try(const v1::HostTask& task, TaskCall* call);
   absl::Status Save(const v1::HostTask::Save& save, TaskCall* call);
+  absl::Status Look(const v1::HostTask& task, TaskCall* call);
 
   const ckptd_backend table_;
   Reports* const reports_;
@@ -290,7 +324,20 @@ absl::Status PluginTasks::Try(const v1::HostTask& task, TaskCall* call) {
   if (task.has_remove()) {
     return CallStatus(table_.remove(PluginHost(), call, task.remove().path().c_str()), *call);
   }
-  return absl::UnimplementedError("host process: the daemon is newer and asks for another task");
+  return Look(task, call);
+}
+
+absl::Status PluginTasks::Look(const v1::HostTask& task, TaskCall* call) {
+  if (task.has_verify() && table_.verify != nullptr) {
+    return CallStatus(table_.verify(PluginHost(), call, task.verify().path().c_str()), *call);
+  }
+  if (task.has_inspect() && table_.inspect != nullptr) {
+    absl::Status status =
+        CallStatus(table_.inspect(PluginHost(), call, task.inspect().path().c_str()), *call);
+    call->TellFound();
+    return status;
+  }
+  return absl::UnimplementedError("host process: the daemon asks for a task that it does not know");
 }
 
 absl::Status PluginTasks::Save(const v1::HostTask::Save& save, TaskCall* call) {
@@ -338,11 +385,19 @@ void EndWithInput() {
   }).detach();
 }
 
+// The plugin in `file`, or the backend that is built in and has that name.
+absl::StatusOr<ckptd_backend> TableOf(const std::string& file) {
+  for (const ckptd_backend* plugin : {TorchPlugin(), XlaPlugin(), SafetensorsPlugin()}) {
+    if (file == plugin->name) return *plugin;
+  }
+  return LoadPlugin(file);
+}
+
 }  // namespace
 
 int RunPluginHost(const std::string& file) {
   EndWithInput();
-  const absl::StatusOr<ckptd_backend> table = LoadPlugin(file);
+  const absl::StatusOr<ckptd_backend> table = TableOf(file);
   if (!table.ok()) {
     std::fprintf(stderr, "%s\n", std::string(table.status().message()).c_str());
     return 1;

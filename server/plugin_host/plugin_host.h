@@ -5,7 +5,8 @@
 
 namespace ckptd {
 
-// The host process of the plugin in `file`: attaches itself to the daemon that started it
+// The host process of the plugin in `file`, or of the backend that is built in and has that name:
+// attaches itself to the daemon that started it
 // (CKPTD_ADDRESS, CKPTD_HOST_ID), and does its tasks until it is not needed any more. Returns the
 // exit code; ends the process when standard input does, for the daemon is gone then.
 int RunPluginHost(const std::string& file);

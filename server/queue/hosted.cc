@@ -130,6 +130,11 @@ absl::StatusOr<std::string> SaveQueue::HostOf(const Backend& backend, const std:
     CKPTD_RETURN_IF_ERROR(options_.hosts->Check(host));
     return host;
   }
+  return OwnHostOf(backend);
+}
+
+// The process that the daemon starts for `backend`, which has one.
+absl::StatusOr<std::string> SaveQueue::OwnHostOf(const Backend& backend) {
   v1::HostSpec spec;
   spec.set_label(backend.name());
   *spec.mutable_argv() = {backend.host()->argv.begin(), backend.host()->argv.end()};

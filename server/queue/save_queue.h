@@ -126,6 +126,16 @@ class SaveQueue {
   absl::Status RemoveCheckpoint(const v1::RemoveCheckpointRequest& request, absl::Time deadline);
   absl::StatusOr<v1::FlushResponse> Flush(const v1::FlushRequest& request, absl::Time deadline);
 
+  // ---- Looking into checkpoints
+  // Whether the caller is still there; asked now and then.
+  using Wanted = std::function<bool()>;
+  // The tensors of a checkpoint, as its backend tells them. UNIMPLEMENTED (NOT_SUPPORTED) where it
+  // cannot.
+  absl::StatusOr<std::vector<v1::TensorSpec>> InspectCheckpoint(
+      const v1::InspectCheckpointRequest& request, absl::Time deadline, const Wanted& wanted);
+  absl::Status VerifyCheckpoint(const v1::VerifyCheckpointRequest& request, absl::Time deadline,
+                                const Wanted& wanted);
+
   // ---- Reading
   absl::StatusOr<v1::Save> GetSave(const std::string& name) const;
   absl::StatusOr<v1::ListSavesResponse> ListSaves(const v1::ListSavesRequest& request) const;
@@ -196,6 +206,7 @@ class SaveQueue {
 
   // hosted.cc
   absl::StatusOr<std::string> HostOf(const Backend& backend, const std::string& host);
+  absl::StatusOr<std::string> OwnHostOf(const Backend& backend);
   static void SetHosted(SaveRecord* record, const std::string& host,
                         const v1::BeginSaveRequest& request);
   static uint64_t HostDevice(const std::string& host);
@@ -208,6 +219,10 @@ class SaveQueue {
   absl::Status LoadHosted(const Backend& backend, const v1::BeginLoadRequest& request,
                           const LoadPtr& record, absl::Time deadline,
                           v1::BeginLoadResponse* response);
+  // inspect.cc
+  absl::Status AskBackend(absl::string_view what, const std::string& path,
+                          const std::string& backend, v1::HostTask task, BackendHosts::Calls calls,
+                          absl::Time deadline, const Wanted& wanted);
   void AddAccepted(const WorkPtr& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void UseHost(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LeaveHost(const std::string& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

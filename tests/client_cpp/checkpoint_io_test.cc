@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "client/cpp/pickle/writer.h"
+#include "plugins/torch/pickle/writer.h"
 #include "client/cpp/torch/capture.h"
 #include "client/cpp/torch/dtype.h"
 #include "client/cpp/torch/restore.h"

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "client/cpp/pickle/reader.h"
-#include "client/cpp/pickle/writer.h"
+#include "plugins/torch/pickle/reader.h"
+#include "plugins/torch/pickle/writer.h"
 #include "tests/server/testing/status_matchers.h"
 
 namespace ckptd {
@@ -100,6 +100,36 @@ TEST(Pickle, ReadsListThatContainsItself) {
   EXPECT_EQ(pickle.root->items[0], pickle.root);
 }
 
+TEST(Pickle, ReadsWhatLaterProtocolsHave) {
+  // pickle.dumps((b"ab", {1}, frozenset((2,)), 1 << 70, "x"), 4), without its memo, and a class
+  // with keywords.
+  const std::string data = std::string("\x80\x04\x95\0\0\0\0\0\0\0\0", 11) + "(C\x02" +
+                           "ab\x8f(K\x01\x90(K\x02\x91\x8a\x09" +
+                           std::string("\0\0\0\0\0\0\0\0\x40", 9) + "\x8c\x01x\x94" +
+                           "\x8c\x01m\x8c\x01n\x93)}\x92t.";
+  ASSERT_OK_AND_ASSIGN(Pickle pickle, ReadPickle(data));
+  const std::vector<PickleNode*>& items = pickle.root->items;
+  ASSERT_EQ(items.size(), 6u);
+  EXPECT_EQ(items[0]->kind, Kind::kBytes);
+  EXPECT_EQ(items[0]->text, "ab");
+  ASSERT_EQ(items[1]->kind, Kind::kSet);
+  EXPECT_EQ(items[1]->items[0]->integer, 1);
+  ASSERT_EQ(items[2]->kind, Kind::kFrozenSet);
+  EXPECT_EQ(items[2]->items[0]->integer, 2);
+  EXPECT_EQ(items[3]->kind, Kind::kBigInt);
+  EXPECT_EQ(items[4]->text, "x");
+  ASSERT_EQ(items[5]->kind, Kind::kCall);
+  EXPECT_EQ(items[5]->function->text, "m n");
+  EXPECT_EQ(items[5]->argument->items[1]->kind, Kind::kDict);
+}
+
+// 64 KiB of name for every five bytes.
+TEST(Pickle, DoesNotLetNamesGrow) {
+  std::string data = std::string("\x80\x04X\0\0\1\0", 7) + std::string(1 << 16, 'm') + "\x94";
+  for (int i = 0; i < 1000; ++i) data += std::string("h\0h\0\x93\x30", 6);
+  EXPECT_THAT(Message(data + "N."), HasSubstr("without measure"));
+}
+
 TEST(Pickle, RefusesEachTruncation) {
   const std::string sample = Sample();
   for (size_t length = 0; length < sample.size(); ++length) {
@@ -108,9 +138,11 @@ TEST(Pickle, RefusesEachTruncation) {
 }
 
 TEST(Pickle, NamesTheOpcodeItRefuses) {
-  // os.system called by INST, and a frame of protocol 4.
+  // os.system called by INST.
   EXPECT_THAT(Message("\x80\x02(ios\nsystem\n."), HasSubstr("opcode 0x69"));
-  EXPECT_THAT(Message("\x80\x04\x95"), HasSubstr("protocol 4"));
+  EXPECT_THAT(Message("\x80\x01N."), HasSubstr("protocol 1"));
+  EXPECT_THAT(Message("\x80\x06N."), HasSubstr("protocol 6"));
+  EXPECT_THAT(Message("\x80\x04\x95"), HasSubstr("cut short"));
   EXPECT_THAT(Message("garbage"), HasSubstr("PROTO"));
 }
 
@@ -126,7 +158,8 @@ TEST(Pickle, RefusesWhatIsInconsistent) {
   EXPECT_THAT(Message(proto + "NNb."), HasSubstr("state"));
   EXPECT_THAT(Message(proto + "(Na."), HasSubstr("stack"));
   EXPECT_THAT(Message(proto + "X\xff\xff\xff\xff" + "short."), HasSubstr("cut short"));
-  EXPECT_THAT(Message(proto + "\x8a\x09" + "123456789."), HasSubstr("64 bits"));
+  EXPECT_THAT(Message(proto + "cos\nsystem\n)R(NNu(Ne."), HasSubstr("with and without keys"));
+  EXPECT_THAT(Message(proto + "NN\x93."), HasSubstr("no string"));
 }
 
 TEST(Pickle, SurvivesArbitraryChanges) {

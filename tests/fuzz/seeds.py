@@ -195,10 +195,10 @@ class Namespace:
 
 
 def pickles():
-    def record(obj):
+    def record(obj, **options):
         """The data.pkl that torch.save writes."""
         buffer = io.BytesIO()
-        torch.save(obj, buffer)
+        torch.save(obj, buffer, **options)
         return torch._C.PyTorchFileReader(io.BytesIO(buffer.getvalue())).get_record("data.pkl")
 
     yield "tensors", record({"w": torch.ones(2, 3), "b": torch.zeros(3), "t": torch.ones(3, 2).t()})
@@ -215,6 +215,10 @@ def pickles():
     yield "texts", pickle.dumps(("", "a", "\u20ac", None), protocol=2)
     yield "ordered", pickle.dumps(collections.OrderedDict(a=1, b=[]), protocol=2)
     yield "object", pickle.dumps(Namespace(), protocol=2)
+    state = {"w": torch.nn.Parameter(torch.ones(2)), "v": torch.ones(3)[1:], "n": (1, None)}
+    odd = [state, frozenset((b"x",)), {1 << 70}, Namespace()]
+    for protocol in (2, 4, 5):
+        yield f"protocol-{protocol}", record(odd, pickle_protocol=protocol)
     yield "marks", b"\x80\x02" + b"(" * 20 + b"t" * 20 + b"."
     # Longer than it need be: it is written in fewer bytes, where the sign must be kept.
     yield "long", b"\x80\x02\x8a\x08" + struct.pack("<q", -(1 << 33)) + b"."

@@ -190,6 +190,15 @@ def test_a_folder_that_others_may_write_is_refused(make_daemon, plugins):
     assert status.refused_plugins
 
 
+def test_it_tells_what_is_in_its_checkpoint(trainer, tmp_path):
+    state = {"layer.w": numpy.ones((2, 3), dtype="float32"), "n": numpy.ones((), dtype="int64")}
+    assert trainer.save("npy", tmp_path / "a", state).state == pb.Save.SUCCEEDED
+    request = pb.InspectCheckpointRequest(path=str(tmp_path / "a"), backend="npy")
+    pages = trainer.stub.InspectCheckpoint(request, timeout=60)
+    told = [(t.name, t.dtype, list(t.shape), t.size_bytes) for page in pages for t in page.tensors]
+    assert told == [("layer.w", "float32", [2, 3], 24), ("n", "int64", [], 8)]
+
+
 def configured(tmp_path, name="configured", *flags):
     """A folder with a plugin that has a setting, compiled with these flags."""
     folder, elsewhere = tmp_path / f"plugins-{name}", tmp_path / f"elsewhere-{name}"

@@ -9,8 +9,8 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "client/cpp/pickle/writer.h"
 #include "client/cpp/torch/dtype.h"
+#include "plugins/torch/pickle/writer.h"
 #include "proto/status/status_macros.h"
 
 namespace ckptd {

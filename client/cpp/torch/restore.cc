@@ -19,8 +19,9 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "client/cpp/pickle/reader.h"
 #include "client/cpp/torch/dtype.h"
+#include "plugins/torch/pickle/reader.h"
+#include "plugins/torch/read/tensor_table.h"
 #include "proto/status/status_macros.h"
 
 namespace ckptd {
@@ -118,7 +119,10 @@ absl::StatusOr<c10::IValue> Restorer::Make(const PickleNode& node) {
       return c10::IValue(node.integer);
     case Kind::kFloat:
       return c10::IValue(node.number);
+    case Kind::kBigInt:
+      return Error("is an integer of more than 64 bits, which an IValue cannot hold");
     case Kind::kString:
+    case Kind::kBytes:
       return c10::IValue(node.text);
     case Kind::kTuple:
       return Tuple(node);
@@ -129,6 +133,7 @@ absl::StatusOr<c10::IValue> Restorer::Make(const PickleNode& node) {
     case Kind::kCall:
       return Call(node);
     case Kind::kSet:
+    case Kind::kFrozenSet:
       return Error("is a set, which an IValue cannot hold");
     case Kind::kGlobal:
       return Error(
@@ -302,23 +307,6 @@ absl::StatusOr<std::vector<int64_t>> Restorer::Ints(const PickleNode& node) {
   return values;
 }
 
-// Whether the elements of such a tensor lie inside `size_bytes`.
-bool Fits(int64_t offset, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
-          int64_t itemsize, size_t size_bytes) {
-  int64_t last = offset;
-  int64_t numel = 1;
-  bool overflow = sizes.size() != strides.size() || offset < 0;
-  for (size_t i = 0; !overflow && i < sizes.size(); ++i) {
-    int64_t reach = 0;
-    overflow = __builtin_mul_overflow(numel, sizes[i], &numel) ||
-               (sizes[i] > 0 && (__builtin_mul_overflow(sizes[i] - 1, strides[i], &reach) ||
-                                 __builtin_add_overflow(last, reach, &last)));
-  }
-  if (overflow) return false;
-  if (numel == 0) return true;
-  return last < static_cast<int64_t>(size_bytes) / itemsize;
-}
-
 absl::StatusOr<c10::IValue> Restorer::Tensor(const PickleNode& call, bool v3) {
   CKPTD_ASSIGN_OR_RETURN(std::vector<PickleNode*> arguments,
                          Arguments(call, v3 ? 7 : 6, v3 ? 8 : 7));
@@ -337,7 +325,8 @@ absl::StatusOr<c10::IValue> Restorer::Tensor(const PickleNode& call, bool v3) {
   CKPTD_ASSIGN_OR_RETURN(std::vector<int64_t> sizes, Ints(*arguments[2]));
   CKPTD_ASSIGN_OR_RETURN(std::vector<int64_t> strides, Ints(*arguments[3]));
   const auto itemsize = static_cast<int64_t>(c10::elementSize(*loaded.dtype));
-  if (!Fits(offset, sizes, strides, itemsize, loaded.storage.nbytes())) {
+  if (!FitsStorage(offset, sizes, strides,
+                   loaded.storage.nbytes() / static_cast<size_t>(itemsize))) {
     return Error("is a tensor that reaches beyond its storage");
   }
   at::Tensor tensor =

@@ -82,6 +82,16 @@ TEST_F(SafetensorsPluginTest, SaysSoWhereThereIsNoChecksum) {
   EXPECT_EQ(Verify(file + header + "xy"), CKPTD_FAILED_PRECONDITION) << host_.error();
 }
 
+TEST_F(SafetensorsPluginTest, TellsItsTensors) {
+  ASSERT_EQ(host_.Plan(0, Tensors()), CKPTD_OK) << host_.error();
+  ASSERT_EQ(Verify(Sealed(&host_, Tensors())), CKPTD_OK) << host_.error();
+  ASSERT_EQ(SafetensorsPlugin()->inspect(PluginHost(), &host_, (dir_.path() + "/x").c_str()),
+            CKPTD_OK);
+  EXPECT_THAT(host_.found(),
+              testing::ElementsAre("b.s float32 [] 4", "b.w float32 [2,3] 24", "h bfloat16 [2,3] 12",
+                                   "a uint8 [2,3] 6"));
+}
+
 TEST_F(SafetensorsPluginTest, RefusesByNameWhatTheFormatCannotHold) {
   const auto refuses = [&](const std::vector<ckptd_tensor>& tensors,
                            const std::vector<ckptd_option>& options, const std::string& why) {

@@ -1,5 +1,6 @@
 #include "plugins/torch/torch_plugin.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -113,6 +114,29 @@ TEST(TorchPluginTest, RefusesNamesOutOfOrder) {
     tensors = {{name, "", nullptr, nullptr, 0, 1, nullptr}};
     EXPECT_EQ(host.Plan(9, tensors), CKPTD_INVALID_ARGUMENT) << name;
   }
+}
+
+TEST(TorchPluginTest, TellsTensorsAndDamage) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/x.pt";
+  std::string bytes = ReadFile(CKPTD_TESTDATA "/small.pt");
+  WriteFile(path, bytes);
+  FakeHost host(XlaPlugin());
+  ASSERT_EQ(XlaPlugin()->inspect(PluginHost(), &host, path.c_str()), CKPTD_OK) << host.error();
+  EXPECT_THAT(host.found(), testing::ElementsAre("weight float32 [5] 20", "empty float32 [0] 0",
+                                                 "mask bool [3] 3"));
+  EXPECT_EQ(TorchPlugin()->verify(PluginHost(), &host, path.c_str()), CKPTD_OK) << host.error();
+
+  bytes[bytes.find("data/0") + 100] ^= 1;
+  WriteFile(path, bytes);
+  EXPECT_EQ(TorchPlugin()->verify(PluginHost(), &host, path.c_str()), CKPTD_DATA_LOSS);
+  host.CancelAt(host.sealed().size() + 1);
+  EXPECT_EQ(TorchPlugin()->verify(PluginHost(), &host, path.c_str()), CKPTD_CANCELLED);
+  WriteFile(path, "no zip");
+  EXPECT_EQ(TorchPlugin()->verify(PluginHost(), &host, path.c_str()), CKPTD_FAILED_PRECONDITION);
+  EXPECT_EQ(TorchPlugin()->inspect(PluginHost(), &host, path.c_str()), CKPTD_FAILED_PRECONDITION);
+  EXPECT_THAT(host.error(), testing::HasSubstr("is no zip file"));
+  EXPECT_EQ(TorchPlugin()->inspect(PluginHost(), &host, "/no/such"), CKPTD_NOT_FOUND);
 }
 
 }  // namespace

@@ -223,5 +223,18 @@ TEST_F(HostedTest, WrongRequestsAreRefused) {
               IsError(StatusCode::kInvalidArgument, "INVALID_REQUEST"));
 }
 
+
+TEST_F(HostedTest, SaysSoWhereABackendCannotTell) {
+  v1::VerifyCheckpointRequest request;
+  request.set_path("/f");
+  for (const char* backend : {"python", "raw"}) {
+    request.set_backend(backend);
+    const absl::Status status = queue_->VerifyCheckpoint(request, Soon(), [] { return true; });
+    EXPECT_EQ(status.code(), StatusCode::kUnimplemented) << status;
+    EXPECT_EQ(ReasonOf(status), "NOT_SUPPORTED");
+  }
+  EXPECT_EQ(queue_->SessionCount(), 1) << "none is left open";
+}
+
 }  // namespace
 }  // namespace ckptd

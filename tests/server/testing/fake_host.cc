@@ -2,11 +2,21 @@
 
 #include <array>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+
 namespace ckptd {
 
 bool FakeHost::Progress(uint64_t bytes) {
   sealed_.push_back(bytes);
   return sealed_.size() != cancel_at_;
+}
+
+absl::Status FakeHost::Found(const ckptd_tensor& tensor) {
+  const std::vector<int64_t> shape(tensor.shape, tensor.shape + tensor.rank);
+  found_.push_back(absl::StrCat(tensor.name, " ", tensor.dtype, " [", absl::StrJoin(shape, ","),
+                                "] ", tensor.size_bytes));
+  return absl::OkStatus();
 }
 
 ckptd_code FakeHost::Plan(uint64_t object_bytes, const std::vector<ckptd_tensor>& tensors,

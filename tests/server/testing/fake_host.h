@@ -23,17 +23,21 @@ class FakeHost : public ckptd_call {
   const ckptd_layout& layout() const { return layout_; }
   // What progress was told, call by call.
   const std::vector<uint64_t>& sealed() const { return sealed_; }
+  // What found was told: "name dtype [2,3] 24".
+  const std::vector<std::string>& found() const { return found_; }
   // The call of progress, from 1, that asks to stop.
   void CancelAt(size_t call) { cancel_at_ = call; }
 
  private:
   bool Progress(uint64_t bytes) override;
+  absl::Status Found(const ckptd_tensor& tensor) override;
   void Free();
 
   const ckptd_backend* const plugin_;
   ckptd_plan* plan_ = nullptr;
   ckptd_layout layout_ = {sizeof(ckptd_layout), 0, 0, nullptr};
   std::vector<uint64_t> sealed_;
+  std::vector<std::string> found_;
   size_t cancel_at_ = 0;
 };
 

@@ -1,5 +1,5 @@
-#ifndef CKPTD_CLIENT_CPP_PICKLE_READER_H_
-#define CKPTD_CLIENT_CPP_PICKLE_READER_H_
+#ifndef CKPTD_PLUGINS_TORCH_PICKLE_READER_H_
+#define CKPTD_PLUGINS_TORCH_PICKLE_READER_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -18,14 +18,17 @@ struct PickleNode {
     kNone,
     kBool,        // integer
     kInt,         // integer
+    kBigInt,      // text: more than 64 bits, two's complement, little-endian
     kFloat,       // number
-    kString,      // text, UTF-8
+    kString,      // text, UTF-8 in files that nobody has changed
+    kBytes,       // text
     kTuple,       // items
     kList,        // items
     kDict,        // items: key, value, key, value, ...
-    kSet,         // empty
+    kSet,         // items
+    kFrozenSet,   // items
     kGlobal,      // text: "module name"
-    kCall,        // function, argument; then items, appended or set on the result, and state
+    kCall,        // function, argument, a tuple; then items, added to the result, and state
     kPersistent,  // argument
   };
 
@@ -35,6 +38,7 @@ struct PickleNode {
   double number = 0;
   std::string text;
   std::vector<PickleNode*> items;
+  bool keyed = false;  // Of kCall: items are those of a dict.
   PickleNode* function = nullptr;
   PickleNode* argument = nullptr;
   PickleNode* state = nullptr;
@@ -46,12 +50,13 @@ struct Pickle {
   const PickleNode* root = nullptr;
 };
 
-// Reads a pickle of protocol 2 with the opcodes that torch.load(weights_only=True) takes. Runs
-// nothing that the pickle names. INVALID_ARGUMENT, with the position, for anything else: another
-// opcode, another protocol, a truncated or inconsistent stream. Uses memory in proportion to the
-// length of `data`.
+// Reads a pickle of protocol 2 to 5 with the opcodes of PickleOp. Runs nothing that the pickle
+// names. INVALID_ARGUMENT, with the position, for anything else: another opcode, another protocol,
+// a truncated or inconsistent stream. Uses memory in proportion to the length of `data`.
+//
+// What NEWOBJ_EX makes is a kCall whose argument is a tuple of its arguments and its keywords.
 absl::StatusOr<Pickle> ReadPickle(absl::string_view data);
 
 }  // namespace ckptd
 
-#endif  // CKPTD_CLIENT_CPP_PICKLE_READER_H_
+#endif  // CKPTD_PLUGINS_TORCH_PICKLE_READER_H_

@@ -1,12 +1,12 @@
-#ifndef CKPTD_CLIENT_CPP_PICKLE_WRITER_H_
-#define CKPTD_CLIENT_CPP_PICKLE_WRITER_H_
+#ifndef CKPTD_PLUGINS_TORCH_PICKLE_WRITER_H_
+#define CKPTD_PLUGINS_TORCH_PICKLE_WRITER_H_
 
 #include <cstdint>
 #include <string>
 #include <unordered_map>
 
 #include "absl/strings/string_view.h"
-#include "client/cpp/pickle/opcodes.h"
+#include "plugins/torch/pickle/opcodes.h"
 
 namespace ckptd {
 
@@ -59,4 +59,4 @@ class PickleWriter {
 
 }  // namespace ckptd
 
-#endif  // CKPTD_CLIENT_CPP_PICKLE_WRITER_H_
+#endif  // CKPTD_PLUGINS_TORCH_PICKLE_WRITER_H_

@@ -1,4 +1,4 @@
-#include "client/cpp/pickle/reader.h"
+#include "plugins/torch/pickle/reader.h"
 
 #include <bit>
 #include <cstring>
@@ -8,13 +8,17 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "client/cpp/pickle/opcodes.h"
+#include "plugins/torch/pickle/opcodes.h"
 #include "proto/status/status_macros.h"
 
 namespace ckptd {
 namespace {
 
 using Kind = PickleNode::Kind;
+
+// Names in a pickle of protocol 4 may be put together from strings that are there once. All of them
+// together may be this much longer than the pickle.
+constexpr size_t kMaxNameBytes = size_t{64} << 10;
 
 class Reader {
  public:
@@ -104,13 +108,20 @@ class Reader {
 
   // ---- Opcodes.
   absl::Status Step(PickleOp op, bool& stopped);
+  absl::Status Value(PickleOp op);
   absl::Status Container(PickleOp op);
   absl::Status Number(PickleOp op);
-  absl::Status Text(uint64_t length);
-  absl::Status Long();
+  absl::Status Text(Kind kind, size_t length_bytes);
+  absl::Status Long(size_t length_bytes);
   absl::Status Tuple(size_t size);
+  absl::Status Gather(Kind kind);
   absl::Status Extend(Kind target, std::vector<PickleNode*> items);
   absl::Status Reduce();
+  absl::Status NewObjectWithKeywords();
+  absl::Status Global();
+  absl::Status StackGlobal();
+  absl::Status Discard();
+  absl::Status Memo(PickleOp op);
   absl::Status Put(uint64_t key);
   absl::Status Get(uint64_t key);
 
@@ -121,17 +132,23 @@ class Reader {
   std::vector<PickleNode*> stack_;
   std::vector<size_t> marks_;  // Stack sizes at each MARK.
   std::unordered_map<uint64_t, PickleNode*> memo_;
+  size_t name_bytes_ = 0;  // Of names that StackGlobal has put together.
 };
 
-absl::Status Reader::Text(uint64_t length) {
+absl::Status Reader::Text(Kind kind, size_t length_bytes) {
+  CKPTD_ASSIGN_OR_RETURN(uint64_t length, Unsigned(length_bytes));
   CKPTD_ASSIGN_OR_RETURN(absl::string_view bytes, Bytes(length));
-  Push(Kind::kString).text = std::string(bytes);
+  Push(kind).text = std::string(bytes);
   return absl::OkStatus();
 }
 
-absl::Status Reader::Long() {
-  CKPTD_ASSIGN_OR_RETURN(uint64_t length, Unsigned(1));
-  if (length > 8) return Error("holds an integer of more than 64 bits");
+absl::Status Reader::Long(size_t length_bytes) {
+  CKPTD_ASSIGN_OR_RETURN(uint64_t length, Unsigned(length_bytes));
+  if (length > 8) {
+    CKPTD_ASSIGN_OR_RETURN(absl::string_view bytes, Bytes(length));
+    Push(Kind::kBigInt).text = std::string(bytes);
+    return absl::OkStatus();
+  }
   CKPTD_ASSIGN_OR_RETURN(uint64_t value, Unsigned(length));
   if (length > 0 && length < 8 && (value >> (8 * length - 1)) != 0)
     value |= ~uint64_t{0} << (8 * length);
@@ -153,7 +170,8 @@ absl::Status Reader::Number(PickleOp op) {
       return absl::OkStatus();
     }
     case PickleOp::kLong1:
-      return Long();
+    case PickleOp::kLong4:
+      return Long(op == PickleOp::kLong1 ? 1 : 4);
     default: {
       CKPTD_ASSIGN_OR_RETURN(uint64_t bits, Unsigned(8));
       Push(Kind::kFloat).number = std::bit_cast<double>(__builtin_bswap64(bits));
@@ -171,12 +189,25 @@ absl::Status Reader::Tuple(size_t size) {
   return absl::OkStatus();
 }
 
+absl::Status Reader::Gather(Kind kind) {
+  CKPTD_ASSIGN_OR_RETURN(std::vector<PickleNode*> items, PopToMark());
+  Push(kind).items = std::move(items);
+  return absl::OkStatus();
+}
+
 absl::Status Reader::Extend(Kind target, std::vector<PickleNode*> items) {
   CKPTD_ASSIGN_OR_RETURN(PickleNode * top, Top());
   if (top->kind != target && top->kind != Kind::kCall) {
     return Error("adds items to something that has none");
   }
-  if (target == Kind::kDict && items.size() % 2 != 0) return Error("has a key without a value");
+  const bool keyed = target == Kind::kDict;
+  if (keyed && items.size() % 2 != 0) return Error("has a key without a value");
+  if (top->kind == Kind::kCall && !items.empty()) {
+    if (!top->items.empty() && top->keyed != keyed) {
+      return Error("adds items with and without keys to the same thing");
+    }
+    top->keyed = keyed;
+  }
   top->items.insert(top->items.end(), items.begin(), items.end());
   return absl::OkStatus();
 }
@@ -184,13 +215,58 @@ absl::Status Reader::Extend(Kind target, std::vector<PickleNode*> items) {
 absl::Status Reader::Reduce() {
   CKPTD_ASSIGN_OR_RETURN(PickleNode * argument, Pop());
   CKPTD_ASSIGN_OR_RETURN(PickleNode * function, Pop());
-  if (argument->kind != Kind::kTuple || function->kind != Kind::kGlobal) {
+  const bool callable = function->kind == Kind::kGlobal || function->kind == Kind::kCall;
+  if (argument->kind != Kind::kTuple || !callable) {
     return Error("calls something that is not a global, or without a tuple");
   }
   PickleNode& call = Push(Kind::kCall);
   call.function = function;
   call.argument = argument;
   return absl::OkStatus();
+}
+
+absl::Status Reader::NewObjectWithKeywords() {
+  CKPTD_ASSIGN_OR_RETURN(PickleNode * keywords, Pop());
+  CKPTD_ASSIGN_OR_RETURN(PickleNode * arguments, Pop());
+  PickleNode& both = Push(Kind::kTuple);
+  both.items = {arguments, keywords};
+  return Reduce();
+}
+
+absl::Status Reader::Global() {
+  CKPTD_ASSIGN_OR_RETURN(absl::string_view module, Line());
+  CKPTD_ASSIGN_OR_RETURN(absl::string_view name, Line());
+  Push(Kind::kGlobal).text = absl::StrCat(module, " ", name);
+  return absl::OkStatus();
+}
+
+absl::Status Reader::StackGlobal() {
+  CKPTD_ASSIGN_OR_RETURN(PickleNode * name, Pop());
+  CKPTD_ASSIGN_OR_RETURN(PickleNode * module, Pop());
+  if (module->kind != Kind::kString || name->kind != Kind::kString) {
+    return Error("names a global by something that is no string");
+  }
+  name_bytes_ += module->text.size() + name->text.size() + 1;
+  if (name_bytes_ > data_.size() + kMaxNameBytes) return Error("has names without measure");
+  std::string text = absl::StrCat(module->text, " ", name->text);
+  Push(Kind::kGlobal).text = std::move(text);
+  return absl::OkStatus();
+}
+
+// POP, which takes a mark where that is on top.
+absl::Status Reader::Discard() {
+  if (!marks_.empty() && marks_.back() == stack_.size()) {
+    marks_.pop_back();
+    return absl::OkStatus();
+  }
+  return Pop().status();
+}
+
+absl::Status Reader::Memo(PickleOp op) {
+  if (op == PickleOp::kMemoize) return Put(memo_.size());
+  const bool is_short = op == PickleOp::kBinPut || op == PickleOp::kBinGet;
+  CKPTD_ASSIGN_OR_RETURN(uint64_t key, Unsigned(is_short ? 1 : 4));
+  return op == PickleOp::kBinGet || op == PickleOp::kLongBinGet ? Get(key) : Put(key);
 }
 
 absl::Status Reader::Put(uint64_t key) {
@@ -208,11 +284,10 @@ absl::Status Reader::Get(uint64_t key) {
 
 absl::Status Reader::Container(PickleOp op) {
   switch (op) {
-    case PickleOp::kTuple: {
-      CKPTD_ASSIGN_OR_RETURN(std::vector<PickleNode*> items, PopToMark());
-      Push(Kind::kTuple).items = std::move(items);
-      return absl::OkStatus();
-    }
+    case PickleOp::kTuple:
+      return Gather(Kind::kTuple);
+    case PickleOp::kFrozenSet:
+      return Gather(Kind::kFrozenSet);
     case PickleOp::kAppend: {
       CKPTD_ASSIGN_OR_RETURN(PickleNode * item, Pop());
       return Extend(Kind::kList, {item});
@@ -223,9 +298,13 @@ absl::Status Reader::Container(PickleOp op) {
       return Extend(Kind::kDict, {key, value});
     }
     case PickleOp::kAppends:
-    case PickleOp::kSetItems: {
+    case PickleOp::kSetItems:
+    case PickleOp::kAddItems: {
       CKPTD_ASSIGN_OR_RETURN(std::vector<PickleNode*> items, PopToMark());
-      return Extend(op == PickleOp::kAppends ? Kind::kList : Kind::kDict, std::move(items));
+      const Kind target = op == PickleOp::kAppends    ? Kind::kList
+                          : op == PickleOp::kSetItems ? Kind::kDict
+                                                      : Kind::kSet;
+      return Extend(target, std::move(items));
     }
     default: {  // BUILD
       CKPTD_ASSIGN_OR_RETURN(PickleNode * state, Pop());
@@ -241,15 +320,58 @@ absl::Status Reader::Step(PickleOp op, bool& stopped) {
   switch (op) {
     case PickleOp::kProto: {
       CKPTD_ASSIGN_OR_RETURN(uint64_t protocol, Unsigned(1));
-      if (protocol == 2) return absl::OkStatus();
-      return Error(absl::StrCat("has protocol ", protocol, ", not 2"));
+      if (protocol >= 2 && protocol <= 5) return absl::OkStatus();
+      return Error(absl::StrCat("has protocol ", protocol, ", not 2 to 5"));
     }
+    case PickleOp::kFrame:
+      return Bytes(8).status();
     case PickleOp::kStop:
       stopped = true;
       return absl::OkStatus();
     case PickleOp::kMark:
       marks_.push_back(stack_.size());
       return absl::OkStatus();
+    case PickleOp::kPop:
+      return Discard();
+    case PickleOp::kPopMark:
+      return PopToMark().status();
+    case PickleOp::kTuple:
+    case PickleOp::kFrozenSet:
+    case PickleOp::kAppend:
+    case PickleOp::kAppends:
+    case PickleOp::kAddItems:
+    case PickleOp::kSetItem:
+    case PickleOp::kSetItems:
+    case PickleOp::kBuild:
+      return Container(op);
+    case PickleOp::kGlobal:
+      return Global();
+    case PickleOp::kStackGlobal:
+      return StackGlobal();
+    case PickleOp::kReduce:
+    case PickleOp::kNewObj:
+      return Reduce();
+    case PickleOp::kNewObjEx:
+      return NewObjectWithKeywords();
+    case PickleOp::kBinPersid: {
+      CKPTD_ASSIGN_OR_RETURN(PickleNode * id, Pop());
+      Push(Kind::kPersistent).argument = id;
+      return absl::OkStatus();
+    }
+    case PickleOp::kBinPut:
+    case PickleOp::kLongBinPut:
+    case PickleOp::kMemoize:
+    case PickleOp::kBinGet:
+    case PickleOp::kLongBinGet:
+      return Memo(op);
+    default:
+      return Value(op);
+  }
+}
+
+// What pushes one value.
+absl::Status Reader::Value(PickleOp op) {
+  switch (op) {
     case PickleOp::kNone:
       Push(Kind::kNone);
       return absl::OkStatus();
@@ -261,13 +383,24 @@ absl::Status Reader::Step(PickleOp op, bool& stopped) {
     case PickleOp::kBinInt1:
     case PickleOp::kBinInt2:
     case PickleOp::kLong1:
+    case PickleOp::kLong4:
     case PickleOp::kBinFloat:
       return Number(op);
     case PickleOp::kShortBinString:
-    case PickleOp::kBinUnicode: {
-      CKPTD_ASSIGN_OR_RETURN(uint64_t length, Unsigned(op == PickleOp::kBinUnicode ? 4 : 1));
-      return Text(length);
-    }
+    case PickleOp::kShortBinUnicode:
+      return Text(Kind::kString, 1);
+    case PickleOp::kBinString:
+    case PickleOp::kBinUnicode:
+      return Text(Kind::kString, 4);
+    case PickleOp::kBinUnicode8:
+      return Text(Kind::kString, 8);
+    case PickleOp::kShortBinBytes:
+      return Text(Kind::kBytes, 1);
+    case PickleOp::kBinBytes:
+      return Text(Kind::kBytes, 4);
+    case PickleOp::kBinBytes8:
+    case PickleOp::kByteArray8:
+      return Text(Kind::kBytes, 8);
     case PickleOp::kEmptyTuple:
       Push(Kind::kTuple);
       return absl::OkStatus();
@@ -286,39 +419,10 @@ absl::Status Reader::Step(PickleOp op, bool& stopped) {
       return Tuple(2);
     case PickleOp::kTuple3:
       return Tuple(3);
-    case PickleOp::kTuple:
-    case PickleOp::kAppend:
-    case PickleOp::kAppends:
-    case PickleOp::kSetItem:
-    case PickleOp::kSetItems:
-    case PickleOp::kBuild:
-      return Container(op);
-    case PickleOp::kGlobal: {
-      CKPTD_ASSIGN_OR_RETURN(absl::string_view module, Line());
-      CKPTD_ASSIGN_OR_RETURN(absl::string_view name, Line());
-      Push(Kind::kGlobal).text = absl::StrCat(module, " ", name);
-      return absl::OkStatus();
-    }
-    case PickleOp::kReduce:
-    case PickleOp::kNewObj:
-      return Reduce();
-    case PickleOp::kBinPersid: {
-      CKPTD_ASSIGN_OR_RETURN(PickleNode * id, Pop());
-      Push(Kind::kPersistent).argument = id;
-      return absl::OkStatus();
-    }
-    case PickleOp::kBinPut:
-    case PickleOp::kLongBinPut: {
-      CKPTD_ASSIGN_OR_RETURN(uint64_t key, Unsigned(op == PickleOp::kBinPut ? 1 : 4));
-      return Put(key);
-    }
-    case PickleOp::kBinGet:
-    case PickleOp::kLongBinGet: {
-      CKPTD_ASSIGN_OR_RETURN(uint64_t key, Unsigned(op == PickleOp::kBinGet ? 1 : 4));
-      return Get(key);
-    }
+    default:
+      return Error(
+          absl::StrFormat("has opcode 0x%02x, which is not allowed", static_cast<int>(op)));
   }
-  return Error(absl::StrFormat("has opcode 0x%02x, which is not allowed", static_cast<int>(op)));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "client/cpp/pickle/writer.h"
+#include "plugins/torch/pickle/writer.h"
 
 #include <bit>
 #include <limits>

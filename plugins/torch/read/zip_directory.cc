@@ -1,4 +1,4 @@
-#include "client/cpp/core/zip_directory.h"
+#include "plugins/torch/read/zip_directory.h"
 
 #include <algorithm>
 #include <tuple>

@@ -1,5 +1,5 @@
-#ifndef CKPTD_CLIENT_CPP_CORE_ZIP_DIRECTORY_H_
-#define CKPTD_CLIENT_CPP_CORE_ZIP_DIRECTORY_H_
+#ifndef CKPTD_PLUGINS_TORCH_READ_ZIP_DIRECTORY_H_
+#define CKPTD_PLUGINS_TORCH_READ_ZIP_DIRECTORY_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "client/cpp/core/verify.h"
+#include "plugins/torch/read/verify.h"
 
 namespace ckptd {
 
@@ -99,4 +99,4 @@ bool ResolveZip64(absl::string_view extra, const std::vector<uint64_t*>& values)
 
 }  // namespace ckptd
 
-#endif  // CKPTD_CLIENT_CPP_CORE_ZIP_DIRECTORY_H_
+#endif  // CKPTD_PLUGINS_TORCH_READ_ZIP_DIRECTORY_H_
