@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "plugins/safetensors/safetensors_plugin.h"
 #include "plugins/torch/torch_plugin.h"
+#include "plugins/xser/xser_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/os/memory_limit.h"
@@ -47,6 +48,8 @@ absl::Status Daemon::Build() {
   for (const ckptd_backend* plugin : {TorchPlugin(), XlaPlugin(), SafetensorsPlugin()}) {
     CKPTD_RETURN_IF_ERROR(backends_.Add(plugin, {{program, "--plugin-host", plugin->name}, ""}));
   }
+  CKPTD_RETURN_IF_ERROR(backends_.Add(Backend::OfHost(
+      NamedTensorsPlugin(), *XserPlugin(), {{program, "--plugin-host", XserPlugin()->name}, ""})));
   CKPTD_RETURN_IF_ERROR(AddPlugins(program));
   CKPTD_ASSIGN_OR_RETURN(allow_roots_, AllowedRoots::Open(fs_.get(), options_.allow_roots));
   CKPTD_ASSIGN_OR_RETURN(FileDescriptor lock, PreparePoolDir(fs_.get(), options_.pool_dir));

@@ -22,6 +22,10 @@ absl::Status RunFlush(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunVerify(Daemon& daemon, const Options& options, Output& out);
 absl::Status RunInspect(Daemon& daemon, const Options& options, Output& out);
 
+// Reads options.source, and saves it to options.path with options.backend; ends when that is
+// durable.
+absl::Status RunConvert(Daemon& daemon, const Options& options, Output& out);
+
 // Leaves SIGINT and SIGTERM to RunWatch. Must be called before any other thread is started, which
 // gRPC does with the first channel.
 void BlockInterrupts();
@@ -29,6 +33,9 @@ void BlockInterrupts();
 // Follows saves until the one asked for has ended, or SIGINT. The error of a save that did not
 // succeed. Wants BlockInterrupts.
 absl::Status RunWatch(Daemon& daemon, const Options& options, Output& out);
+
+// The same for options.save, where an interrupt ends the process.
+absl::Status FollowSave(Daemon& daemon, const Options& options, Output& out);
 
 }  // namespace ckptd::cli
 

@@ -31,6 +31,8 @@ absl::Status Run(Daemon& daemon, const Options& options, Output& out) {
       return RunVerify(daemon, options, out);
     case Options::Command::kInspect:
       return RunInspect(daemon, options, out);
+    case Options::Command::kConvert:
+      return RunConvert(daemon, options, out);
   }
   return absl::InternalError("unknown command");
 }

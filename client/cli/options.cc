@@ -57,7 +57,7 @@ void AddGlobal(CLI::App& app, Options& options) {
          "-t,--timeout",
          [&options](const std::string& text) { options.timeout = ParseTimeout(text); },
          "How long to wait for the answer: seconds, or 500ms, 2m. Default: 10s; none for watch, "
-         "flush and --backend")
+         "flush, convert and --backend")
       ->check([](const std::string& text) {
         return ParseTimeout(text) ? "" : Refuse("'" + text + "' is no time: use 30, 500ms, 2m");
       })
@@ -135,6 +135,30 @@ CLI::Option& AddFiles(CLI::App& command, Options& options, const std::string& wh
   return *command.add_option("PATH", options.files, what)->required()->type_name("");
 }
 
+// An absolute path of this machine.
+void AddPath(CLI::App& command, const char* name, std::string& to, const char* what) {
+  command
+      .add_option_function<std::string>(
+          name, [&to](const std::string& path) { to = std::filesystem::absolute(path).string(); },
+          what)
+      ->required()
+      ->type_name("");
+}
+
+void AddConvert(CLI::App& command, Options& options) {
+  AddPath(command, "SRC", options.source, "The file; what it is, its first bytes tell");
+  AddPath(command, "DST", options.path,
+          "Where to, as the daemon sees it; what is there is replaced when the new one is durable");
+  command
+      .add_option("-b,--backend", options.backend,
+                  "The format: safetensors, torch, xla, or a plugin that takes named tensors")
+      ->required()
+      ->type_name("NAME");
+  command.footer(
+      "A state is dicts, lists and tuples of tensors, numbers, text and None. Tied tensors stay "
+      "tied, and views become whole tensors. What only Python can make is refused by its name.");
+}
+
 // CLI11 says of a word that is no command only that there is none.
 std::string FailureMessage(const CLI::App* app, const CLI::Error& error) {
   std::string message = CLI::FailureMessage::simple(app, error);
@@ -184,15 +208,7 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_code) {
       add("export", "Write the staging image of a save that waits or has failed to another path",
           Command::kExport);
   AddSave(*exporting, options, true);
-  exporting
-      ->add_option_function<std::string>(
-          "PATH",
-          [&options](const std::string& path) {
-            options.path = std::filesystem::absolute(path).string();
-          },
-          "Where to, as the daemon sees it")
-      ->required()
-      ->type_name("");
+  AddPath(*exporting, "PATH", options.path, "Where to, as the daemon sees it");
   AddScope(*add("flush", "Wait until the saves and removals accepted so far have ended",
                 Command::kFlush),
            options, "Only those");
@@ -208,6 +224,11 @@ std::optional<Options> ParseOptions(int argc, char** argv, int* exit_code) {
            Command::kInspect),
       options, "The file")
       .expected(1);
+  AddConvert(
+      *add("convert",
+           "Save a torch or safetensors file in another format, and wait until it is durable",
+           Command::kConvert),
+      options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -12,7 +12,18 @@ namespace ckptd::cli {
 
 // The whole command line, with its defaults.
 struct Options {
-  enum class Command { kStatus, kList, kGet, kWatch, kCancel, kExport, kFlush, kVerify, kInspect };
+  enum class Command {
+    kStatus,
+    kList,
+    kGet,
+    kWatch,
+    kCancel,
+    kExport,
+    kFlush,
+    kVerify,
+    kInspect,
+    kConvert
+  };
   Command command = Command::kStatus;
 
   // --address, else as DefaultAddress() says.
@@ -22,7 +33,7 @@ struct Options {
   // of files, for inspect what is in one.
   bool json = false;
 
-  // --timeout. Without: 10 s where an answer comes at once, no end for watch, flush and
+  // --timeout. Without: 10 s where an answer comes at once, no end for watch, flush, convert and
   // --backend.
   std::optional<absl::Duration> timeout;
 
@@ -35,10 +46,14 @@ struct Options {
   // list and flush: only this path; all if empty.
   std::string path;
 
+  // convert: what to read, to be saved to `path`.
+  std::string source;
+
   // verify and inspect: the files; one for inspect.
   std::vector<std::string> files;
 
   // verify and inspect: the backend whose checkpoints they are; empty for files that are read here.
+  // convert: that saves it.
   std::string backend;
 
   // list: only these states; all if empty.

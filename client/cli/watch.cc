@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <functional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -153,18 +154,10 @@ void Follow(grpc::ClientReader<v1::Save>& stream, const Options& options, Output
   }
 }
 
-}  // namespace
-
-void BlockInterrupts() {
-  const sigset_t signals = Interrupts();
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-}
-
-absl::Status RunWatch(Daemon& daemon, const Options& options, Output& out) {
-  grpc::ClientContext context;
+absl::Status Watch(Daemon& daemon, const Options& options, grpc::ClientContext& context,
+                   const std::function<bool()>& interrupted, Output& out) {
   const absl::Duration timeout = options.timeout.value_or(absl::InfiniteDuration());
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-  const Interrupt interrupt(&context);
   v1::WatchSavesRequest request;
   request.set_name(options.save);
   auto stream = daemon.stub().WatchSaves(&context, request);
@@ -174,7 +167,7 @@ absl::Status RunWatch(Daemon& daemon, const Options& options, Output& out) {
   const grpc::Status status = stream->Finish();
   if (out.closed()) return absl::OkStatus();
   CKPTD_RETURN_IF_ERROR(out.status());
-  if (interrupt.caught()) {
+  if (interrupted()) {
     if (options.save.empty()) return absl::OkStatus();
     return absl::CancelledError(absl::StrCat(ShortSaveName(options.save), ": was ",
                                              StateName(last.state()),
@@ -187,6 +180,24 @@ absl::Status RunWatch(Daemon& daemon, const Options& options, Output& out) {
         absl::StrCat(ShortSaveName(last.name()), ": gave way to a newer save to ", last.path()));
   }
   return Outcome(last);
+}
+
+}  // namespace
+
+void BlockInterrupts() {
+  const sigset_t signals = Interrupts();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+}
+
+absl::Status RunWatch(Daemon& daemon, const Options& options, Output& out) {
+  grpc::ClientContext context;
+  const Interrupt interrupt(&context);
+  return Watch(daemon, options, context, [&interrupt] { return interrupt.caught(); }, out);
+}
+
+absl::Status FollowSave(Daemon& daemon, const Options& options, Output& out) {
+  grpc::ClientContext context;
+  return Watch(daemon, options, context, [] { return false; }, out);
 }
 
 }  // namespace ckptd::cli

@@ -57,15 +57,15 @@ Record MakeRecord(std::string_view name, uint64_t size) {
   return record;
 }
 
-std::vector<Record> ListRecords(const ckptd_spec& spec) {
+std::vector<Record> ListRecords(uint64_t object_bytes, const std::vector<uint64_t>& storage_bytes) {
   std::vector<Record> records;
-  records.reserve(kFirstStorageRecord + spec.tensor_count + kTrailingRecords);
-  records.push_back(MakeRecord("data.pkl", spec.object_bytes));
+  records.reserve(kFirstStorageRecord + storage_bytes.size() + kTrailingRecords);
+  records.push_back(MakeRecord("data.pkl", object_bytes));
   records.push_back(MakeRecord(".format_version", kFormatVersion.size()));
   records.push_back(MakeRecord(".storage_alignment", kStorageAlignment.size()));
   records.push_back(MakeRecord("byteorder", kByteOrder.size()));
-  for (size_t i = 0; i < spec.tensor_count; ++i) {
-    records.push_back(MakeRecord("data/" + std::to_string(i), spec.tensors[i].size_bytes));
+  for (size_t i = 0; i < storage_bytes.size(); ++i) {
+    records.push_back(MakeRecord("data/" + std::to_string(i), storage_bytes[i]));
   }
   records.push_back(MakeRecord("version", kVersion.size()));
   records.push_back(MakeRecord(".data/serialization_id", kSerializationIdBytes));
@@ -97,7 +97,10 @@ ckptd_code Plan(const ckptd_host* host, ckptd_call* call, const ckptd_spec* spec
   try {
     if (ckptd_code code = CheckSpec(host, call, *spec); code != CKPTD_OK) return code;
     auto made = std::make_unique<ckptd_plan>();
-    made->layout = torch_zip::PlanRecords(ListRecords(*spec));
+    std::vector<uint64_t> storage_bytes(spec->tensor_count);
+    for (size_t i = 0; i < storage_bytes.size(); ++i)
+      storage_bytes[i] = spec->tensors[i].size_bytes;
+    made->layout = torch_zip::PlanRecords(ListRecords(spec->object_bytes, storage_bytes));
     const std::vector<Record>& records = made->layout.records;
     made->tensor_offsets.reserve(spec->tensor_count);
     for (size_t i = 0; i < spec->tensor_count; ++i) {
@@ -138,25 +141,29 @@ std::string SerializationId(const Layout& layout, const std::vector<uint32_t>& c
   return id;
 }
 
+// Told the bytes of the file that are final; false stops the seal.
+using Sealed = std::function<bool(uint64_t)>;
+
 // Checksums one record in steps, so that writing to storage follows close behind; false when the
 // save was cancelled.
-bool SealRecord(const ckptd_host* host, ckptd_call* call, const Record& record, uint8_t* image,
+bool SealRecord(const Record& record, const uint8_t* payload, uint8_t* image, const Sealed& sealed,
                 uint32_t* crc) {
   torch_zip::WriteHeader(record, image);
-  const uint64_t end = record.payload_offset + record.size;
   uint32_t sum = 0;
-  for (uint64_t at = record.payload_offset; at < end;) {
-    const uint64_t step = std::min(kCrcStep, end - at);
-    sum = crc32_gzip_refl(sum, image + at, step);
+  for (uint64_t at = 0; at < record.size;) {
+    const uint64_t step = std::min(kCrcStep, record.size - at);
+    sum = crc32_gzip_refl(sum, payload + at, step);
     at += step;
-    if (step == kCrcStep && host->progress(call, at) != 0) return false;
+    if (step == kCrcStep && !sealed(record.payload_offset + at)) return false;
   }
   *crc = sum;
   torch_zip::WriteDescriptor(record, sum, image);
   return true;
 }
 
-ckptd_code SealAll(const ckptd_host* host, ckptd_call* call, const Layout& layout, uint8_t* image) {
+// `elsewhere`: where the payload of record i is; not in the image, if that is not null.
+bool SealAll(const Layout& layout, const std::vector<const uint8_t*>& elsewhere, uint8_t* image,
+             const Sealed& sealed) {
   const std::vector<Record>& records = layout.records;
   auto write = [&](size_t index, std::string_view text) {
     std::memcpy(image + records[index].payload_offset, text.data(), text.size());
@@ -171,24 +178,26 @@ ckptd_code SealAll(const ckptd_host* host, ckptd_call* call, const Layout& layou
   uint64_t told = 0;
   for (size_t i = 0; i < records.size(); ++i) {
     if (i == version + 1) write(i, SerializationId(layout, crcs));
+    const bool is_elsewhere = i < elsewhere.size() && elsewhere[i] != nullptr;
+    const uint8_t* payload = is_elsewhere ? elsewhere[i] : image + records[i].payload_offset;
     uint32_t crc = 0;
-    if (!SealRecord(host, call, records[i], image, &crc)) return CKPTD_CANCELLED;
+    if (!SealRecord(records[i], payload, image, sealed, &crc)) return false;
     crcs.push_back(crc);
     const uint64_t end =
         records[i].payload_offset + records[i].size + torch_zip::DescriptorBytes(records[i]);
     if (end - told < kCrcStep) continue;
     told = end;
-    if (host->progress(call, end) != 0) return CKPTD_CANCELLED;
+    if (!sealed(end)) return false;
   }
   torch_zip::WriteDirectory(layout, crcs, image);
-  return host->progress(call, layout.file_bytes) != 0 ? CKPTD_CANCELLED : CKPTD_OK;
+  return sealed(layout.file_bytes);
 }
 
 ckptd_code Seal(const ckptd_host* host, ckptd_call* call, const ckptd_plan* plan, uint8_t* image) {
   try {
-    const ckptd_code code = SealAll(host, call, plan->layout, image);
-    if (code != CKPTD_OK) Fail(host, call, code, "torch backend, seal: cancelled");
-    return code;
+    const auto sealed = [&](uint64_t bytes) { return host->progress(call, bytes) == 0; };
+    if (SealAll(plan->layout, {}, image, sealed)) return CKPTD_OK;
+    return Fail(host, call, CKPTD_CANCELLED, "torch backend, seal: cancelled");
   } catch (const std::exception& e) {
     return Fail(host, call, CKPTD_INTERNAL, std::string("torch backend, seal: ") + e.what());
   }
@@ -213,6 +222,29 @@ ckptd_backend Table(const char* name) {
 }
 
 }  // namespace
+
+TorchFilePieces::TorchFilePieces(ckptd_bytes object, const std::vector<ckptd_bytes>& storages) {
+  std::vector<uint64_t> storage_bytes;
+  std::vector<const uint8_t*> payloads(kFirstStorageRecord + storages.size());
+  payloads[kObjectRecord] = static_cast<const uint8_t*>(object.data);
+  for (size_t i = 0; i < storages.size(); ++i) {
+    storage_bytes.push_back(storages[i].length);
+    payloads[kFirstStorageRecord + i] = static_cast<const uint8_t*>(storages[i].data);
+  }
+  const Layout layout = torch_zip::PlanRecords(ListRecords(object.length, storage_bytes));
+  // As large as the file; what is not written to takes no memory.
+  around_ = std::make_unique_for_overwrite<uint8_t[]>(layout.file_bytes);
+  SealAll(layout, payloads, around_.get(), [](uint64_t) { return true; });
+  uint64_t at = 0;
+  for (size_t i = 0; i < payloads.size(); ++i) {
+    if (payloads[i] == nullptr) continue;
+    const Record& record = layout.records[i];
+    pieces_.push_back({around_.get() + at, record.payload_offset - at});
+    pieces_.push_back({payloads[i], record.size});
+    at = record.payload_offset + record.size;
+  }
+  pieces_.push_back({around_.get() + at, layout.file_bytes - at});
+}
 
 const ckptd_backend* TorchPlugin() {
   static const ckptd_backend table = Table("torch");

@@ -83,6 +83,7 @@ std::unique_ptr<Backend> Backend::OfPython(const ckptd_backend* image_plugin) {
   description.name = std::string(kPythonBackend);
   description.version = image_plugin->version;
   description.capabilities = {"hosted", "object"};
+  description.loads = false;
   return std::unique_ptr<Backend>(
       new Backend(image_plugin, std::move(description), /*hosted=*/true, Host()));
 }
@@ -91,6 +92,13 @@ std::unique_ptr<Backend> Backend::OfFile(const ckptd_backend* image_plugin, Desc
                                          Host host) {
   return std::unique_ptr<Backend>(
       new Backend(image_plugin, std::move(description), /*hosted=*/true, std::move(host)));
+}
+
+std::unique_ptr<Backend> Backend::OfHost(const ckptd_backend* image_plugin,
+                                         const ckptd_backend& table, Host host) {
+  Description description = DescribeTable(table);
+  description.loads = table.load != nullptr;
+  return OfFile(image_plugin, std::move(description), std::move(host));
 }
 
 bool Backend::Can(absl::string_view capability) const {

@@ -76,6 +76,7 @@ class Backend {
     std::string version;
     std::vector<std::string> capabilities;
     std::string file;
+    bool loads = true;
   };
 
   // One that is built in; what reads checkpoints for people runs in the process that `host` starts.
@@ -89,6 +90,9 @@ class Backend {
   // and the process that `host` starts writes them.
   static std::unique_ptr<Backend> OfFile(const ckptd_backend* image_plugin, Description description,
                                          Host host);
+  // One that is built in and does its saves and removals in the process that `host` starts.
+  static std::unique_ptr<Backend> OfHost(const ckptd_backend* image_plugin,
+                                         const ckptd_backend& table, Host host);
 
   const std::string& name() const { return description_.name; }
   // The plugin's own.
@@ -105,6 +109,8 @@ class Backend {
   bool Can(absl::string_view capability) const;
   // Null where the daemon starts none, as for "python", whose hosts its clients register.
   const Host* host() const { return host_.argv.empty() ? nullptr : &host_; }
+  // Whether the daemon or its host reads checkpoints; otherwise clients do by themselves.
+  bool loads() const { return description_.loads; }
 
   // Errors: INVALID_TENSOR where a string has a zero byte in it, what the plugin says, or INTERNAL
   // where its layout lies outside its own file.

@@ -25,6 +25,7 @@
 #include "client/cpp/core/unique_fd.h"
 #include "plugins/safetensors/safetensors_plugin.h"
 #include "plugins/torch/torch_plugin.h"
+#include "plugins/xser/xser_plugin.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "proto/status/utf8.h"
@@ -316,7 +317,7 @@ void PluginTasks::Do(const v1::HostTask& task, TaskCall* call) {
 absl::Status PluginTasks::Try(const v1::HostTask& task, TaskCall* call) {
   CKPTD_RETURN_IF_ERROR(configured_);
   if (task.has_save()) return Save(task.save(), call);
-  if (task.has_load()) {
+  if (task.has_load() && table_.load != nullptr) {
     return CallStatus(
         table_.load(PluginHost(), call, task.load().path().c_str(), task.load().verify() ? 1 : 0),
         *call);
@@ -387,7 +388,8 @@ void EndWithInput() {
 
 // The plugin in `file`, or the backend that is built in and has that name.
 absl::StatusOr<ckptd_backend> TableOf(const std::string& file) {
-  for (const ckptd_backend* plugin : {TorchPlugin(), XlaPlugin(), SafetensorsPlugin()}) {
+  for (const ckptd_backend* plugin :
+       {TorchPlugin(), XlaPlugin(), SafetensorsPlugin(), XserPlugin()}) {
     if (file == plugin->name) return *plugin;
   }
   return LoadPlugin(file);

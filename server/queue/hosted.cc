@@ -236,7 +236,7 @@ absl::StatusOr<v1::BeginLoadResponse> SaveQueue::BeginHostedLoad(
   CKPTD_RETURN_IF_ERROR(TakeTurn(record, request.session_id(), deadline));
   v1::BeginLoadResponse response;
   response.set_load_id(record->id);
-  if (backend.host() == nullptr) return response;
+  if (!backend.loads()) return response;
   absl::Status status = LoadHosted(backend, request, record, deadline, &response);
   if (status.ok()) return response;
   absl::MutexLock lock(&mu_);

@@ -49,7 +49,7 @@ def test_status(ckptctl, saved):
     status = json.loads(ckptctl("status", "--output", "json").stdout)
     assert status["queue"]["succeeded_count"] == "1"
     assert status["queue"]["failed_count"] == "0"
-    assert status["backends"] == ["python", "safetensors", "torch", "xla"]
+    assert status["backends"] == ["python", "safetensors", "torch", "xla", "xla-xser"]
     assert [backend["name"] for backend in status["backend_details"]] == status["backends"]
     assert status["refused_plugins"] == []
 

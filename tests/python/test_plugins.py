@@ -175,7 +175,7 @@ def test_what_it_cannot_keep_is_refused_by_name(trainer, tmp_path):
 def test_status_tells_of_each_plugin(daemon_with, plugins):
     status = daemon_with.status()
     backends = {backend.name: backend for backend in status.backend_details}
-    assert set(backends) == {"python", "safetensors", "torch", "xla", "npy", "crashes"}
+    assert set(backends) == {"python", "safetensors", "torch", "xla", "xla-xser", "npy", "crashes"}
     assert backends["npy"].file == str(plugins / "npy.so")
     assert "hosted" in backends["npy"].capabilities
     refused = {os.path.basename(one.file): one.error.message for one in status.refused_plugins}

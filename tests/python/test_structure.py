@@ -8,14 +8,14 @@ from collections import OrderedDict
 import pytest
 import torch
 from ckptd import pickle_writer
-from ckptd.capture import _by_pickle, capture
+from ckptd.capture import by_pickle, capture
 from ckptd.pickle_writer import Structures, write
 from ckptd.structure import UnusualError, trace
 from objects import CASES, lightning_like
 
 
 def pickled(obj) -> bytes:
-    return _by_pickle(obj, "object").pickle
+    return by_pickle(obj, "object").pickle
 
 
 def test_it_works_here():
@@ -177,7 +177,7 @@ def test_what_changes_the_pickle_is_seen(name):
     after = capture(obj, structures=structures)
     assert after.pickle == pickled(obj)
     assert after.pickle != before.pickle
-    assert after.sizes == _by_pickle(obj, "object").sizes
+    assert after.sizes == by_pickle(obj, "object").sizes
 
 
 def test_same_structure_is_written_once(monkeypatch):

@@ -3,7 +3,7 @@
 The pickle is the one torch.save writes, byte for byte, because it is made the same way: protocol 2,
 with a persistent id for each storage, or by pickle_writer.py, which knows how pickle writes what plain
 states are made of. Nothing of a tensor's size is copied here. `_save` in
-torch/serialization.py is the model for `_StoragePickler.persistent_id`.
+torch/serialization.py is the model for `StoragePickler.persistent_id`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import logging
 import pickle
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
 from torch.serialization import location_tag, normalize_storage_type
@@ -63,7 +63,9 @@ class Captured:
         return payload + _RECORD_OVERHEAD_BYTES * (len(self.sizes) + 8)
 
 
-class _StoragePickler(pickle.Pickler):
+class StoragePickler(pickle.Pickler):
+    """Collects the storages of what it pickles, as torch.save does."""
+
     def __init__(self, out: io.BytesIO) -> None:
         super().__init__(out, protocol=_PROTOCOL)
         self.storages: List[torch.UntypedStorage] = []
@@ -75,6 +77,7 @@ class _StoragePickler(pickle.Pickler):
         self._dtype_at: dict[int, torch.dtype] = {}
 
     def persistent_id(self, obj: Any) -> Optional[Tuple[Any, ...]]:
+        """What stands for a storage; None for all else."""
         typed: Any = obj  # what torch says of the types of storages is not enough
         storage: torch.UntypedStorage
         if isinstance(obj, torch.storage.TypedStorage):
@@ -121,19 +124,22 @@ def capture(
     torch.save would raise in every other case. `path` is where the checkpoint is to go, for
     messages; `structures` has the pickles of earlier saves.
     """
-    if pickle_writer.works(lambda sample: _by_pickle(sample, path).pickle):
+    if pickle_writer.works(lambda sample: by_pickle(sample, path).pickle):
         try:
             found = trace(obj)
             pickled = structures.pickle_of(found) if structures else pickle_writer.write(found)
             return Captured(pickled, found.storages, found.dtypes, found.sizes, found.addresses)
         except UnusualError as error:
             _log.debug("%s: has %s; leaving it to pickle", path, error)
-    return _by_pickle(obj, path)
+    return by_pickle(obj, path)
 
 
-def _by_pickle(obj: Any, path: str) -> Captured:
+def by_pickle(
+    obj: Any, path: str, make: Optional[Callable[[io.BytesIO], StoragePickler]] = None
+) -> Captured:
+    """Does it by pickle, whatever `obj` is; with a pickler of `make`'s, if that is given."""
     out = io.BytesIO()
-    pickler = _StoragePickler(out)
+    pickler = StoragePickler(out) if make is None else make(out)
     try:
         pickler.dump(obj)
     except _UNPICKLABLE as error:
@@ -165,7 +171,7 @@ def _innermost_failure(obj: Any, error: Exception) -> Tuple[str, Any, Exception]
 
 def _pickle_error(obj: Any) -> Optional[Exception]:
     try:
-        _StoragePickler(io.BytesIO()).dump(obj)
+        StoragePickler(io.BytesIO()).dump(obj)
     except _UNPICKLABLE as error:
         return error
     except Exception:  # noqa: BLE001 - another fault than the one that is looked for

@@ -13,7 +13,7 @@ import grpc
 import torch
 
 from . import backend as registered
-from . import choose, hosted, launch, local, names
+from . import choose, hosted, launch, local, names, xser
 from .capture import Captured, capture
 from .content import Content, FileAt
 from .errors import CheckpointError, DaemonUnavailableError, SessionLostError, let_go
@@ -130,7 +130,8 @@ class Client:
         does one whose save went by a stream, to a daemon whose memory this process does not share.
         Not with overlap: the checkpoint is not complete when this returns.
 
-        backend: "torch"; "safetensors", or a plugin of the daemon's, which write nested dicts and
+        backend: "torch"; "xla-xser", which writes a file for each tensor into the folder
+        PATH.tensors; "safetensors", or a plugin of the daemon's, which write nested dicts and
         lists of tensors, and what else they take; or one of ckptd.backend.register, whose save_checkpoint(obj, path) writes it
         in a process of its own; `path` may be a URL then.
 
@@ -154,7 +155,9 @@ class Client:
         guard = Guard(overlap) if overlaps else None
         wait_for_copies()
         captured: Captured
-        if takes_names(backend):
+        if backend == xser.BACKEND:
+            captured = xser.capture(obj, target)
+        elif takes_names(backend):
             captured = capture_named(obj, target, backend)
         else:
             captured = capture(obj, target, session_for(self.address).structures)
@@ -213,12 +216,24 @@ class Client:
         if host is not None:
             return self.load_with(path, lambda: host.base.load_checkpoint(path))
 
+        def read_parts(target: str) -> Any:
+            def parts() -> Any:
+                if not os.path.exists(target):
+                    raise FileNotFoundError(f"Checkpoint file not found: {target}")
+                return xser.load(target, map_location, weights_only, verify)
+
+            return hosted.load(self, target, parts, xser.BACKEND)
+
         def read(content: Content, target: str) -> Any:
+            if xser.refers(target):
+                return read_parts(target)
             if verify:
                 content.check(target)
             return content.load(map_location, weights_only)
 
         paths = choose.candidates(path, fallback)
+        if backend == xser.BACKEND:
+            return choose.first_that_loads(lambda one: read_parts(names.local_path(one)), paths)
         return choose.first_that_loads(lambda one: self._load(one, read, lend, backend), paths)
 
     def load_with(self, path: PathLike, read: Callable[[], Any]) -> Any:
@@ -245,7 +260,8 @@ class Client:
     def remove(self, path: PathLike, wait: bool = True, *, backend: str = "torch") -> None:
         """Removes a file or folder, after the saves that this job had accepted are durable.
 
-        With a backend of ckptd.backend.register, its remove_checkpoint(path) does.
+        With a backend of ckptd.backend.register, its remove_checkpoint(path) does. A checkpoint of
+        "xla-xser" needs that name here, or its folder stays.
 
         A missing path is no error. With wait=False it returns once the removal has its place in
         the order; `flush` raises if it fails then. Raises CheckpointError.

@@ -72,15 +72,20 @@ def save_here(client: "Client", base: Any, obj: Any, path: PathLike, **options: 
     return client.saved(names.place(path), BACKEND)
 
 
-def load(client: "Client", path: PathLike, read: Callable[[], Any]) -> Any:
-    """What `read` gives, called when all that was accepted before on `path` has ended."""
+def load(
+    client: "Client", path: PathLike, read: Callable[[], Any], backend: str = BACKEND
+) -> Any:
+    """What `read` gives, called when all that was accepted before on `path` has ended.
+
+    Nothing that is accepted meanwhile begins before `read` returns.
+    """
     target = names.place(path)
 
     def read_in_turn(session: Session, session_id: str) -> Any:
         begun = call(
             session,
             "BeginLoad",
-            pb.BeginLoadRequest(session_id=session_id, path=target, backend=BACKEND),
+            pb.BeginLoadRequest(session_id=session_id, path=target, backend=backend),
             timeout=client.timeout,
             waited_for="saves or removals that were accepted before on this path have not ended",
             path=target,

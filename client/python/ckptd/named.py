@@ -162,11 +162,11 @@ class _Walk:
         if tensor.device.type == "meta":
             self._refuse(steps, "is on the device meta, and has no bytes")
         name = self._name(steps)
-        kept = self._kept.setdefault(_identity(tensor), name)
+        kept = self._kept.setdefault(identity_of(tensor), name)
         if kept != name:
             self.aliases[name] = kept
             return name
-        storage = _bytes_of(tensor)
+        storage = bytes_of(tensor)
         dtype = str(tensor.dtype).replace("torch.", "", 1)
         size = storage.nbytes()
         found = self.named
@@ -203,7 +203,7 @@ def _is_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _identity(tensor: torch.Tensor) -> Hashable:
+def identity_of(tensor: torch.Tensor) -> Hashable:
     """Equal for tensors that are the same memory, seen in the same way."""
     if tensor.numel() == 0:
         return id(tensor)
@@ -212,7 +212,7 @@ def _identity(tensor: torch.Tensor) -> Hashable:
     return (*memory, *view)
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.UntypedStorage:
+def bytes_of(tensor: torch.Tensor) -> torch.UntypedStorage:
     """A storage of the tensor's elements and nothing else; the tensor's own memory if that can be."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     if plain.device.type not in ("cpu", "cuda"):

@@ -44,7 +44,7 @@ TEST_F(DaemonTest, ServesAndDrains) {
   ASSERT_OK_AND_ASSIGN(const auto status,
                        Call(stub.get(), &Stub::GetStatus, v1::GetStatusRequest()));
   EXPECT_EQ(status.version(), CKPTD_VERSION);
-  EXPECT_THAT(status.backends(), ElementsAre("python", "safetensors", "torch", "xla"));
+  EXPECT_THAT(status.backends(), ElementsAre("python", "safetensors", "torch", "xla", "xla-xser"));
   EXPECT_EQ(status.pool().budget_bytes(), 8 << 20);
 
   ClientSession session(stub.get());

@@ -10,10 +10,9 @@
 #include <vector>
 
 #include "proto/status/error_info.h"
-#include "server/backend/call.h"
 #include "server/backend/plugin_table.h"
 #include "server/plugin_host/probe.h"
-#include "server/plugin_host/publish.h"
+#include "tests/server/testing/local_call.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"
 
@@ -21,51 +20,6 @@ namespace ckptd {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Cancelled after that many bytes; memory of its own for loads.
-class LocalCall : public ckptd_call {
- public:
-  explicit LocalCall(uint64_t cancel_after = ~uint64_t{0}) : left_(cancel_after) {}
-  ~LocalCall() override {
-    for (const HiddenFolder& folder : folders_) (void)RemoveDurably(folder.path);
-  }
-  absl::Status Allocate(const ckptd_spec& spec, uint8_t** data) override {
-    loaded = SpecFromC(spec);
-    for (size_t i = 0; i < spec.tensor_count; ++i) {
-      memory.emplace_back(spec.tensors[i].size_bytes, '\0');
-    }
-    for (size_t i = 0; i < spec.tensor_count; ++i) {
-      data[i] = reinterpret_cast<uint8_t*>(memory[i].data());
-    }
-    return absl::OkStatus();
-  }
-  absl::Status MakeFolder(const std::string& path, std::string* folder) override {
-    auto made = MakeHiddenFolder(path);
-    if (!made.ok()) return made.status();
-    *folder = made->path;
-    folders_.push_back(*std::move(made));
-    return absl::OkStatus();
-  }
-  absl::Status WriteFile(const std::string& path, const ckptd_bytes* pieces,
-                         size_t count) override {
-    return WriteFileIn(path, pieces, count, [this](uint64_t more) {
-      if (more >= left_) return false;
-      left_ -= more;
-      return true;
-    });
-  }
-  absl::Status PublishFolder(const std::string& folder, const std::string& path) override {
-    return ckptd::PublishFolder(folders_, folder, path);
-  }
-  absl::Status RemovePath(const std::string& path) override { return RemoveDurably(path); }
-
-  CheckpointSpec loaded;
-  std::vector<std::string> memory;
-
- private:
-  uint64_t left_;
-  std::vector<HiddenFolder> folders_;
-};
 
 class ExamplePluginTest : public testing::Test {
  protected:

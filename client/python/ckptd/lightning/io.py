@@ -161,7 +161,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         if self._routes.to(path) is not None:
             self._routes.remove(self.client, path)
         else:
-            self.client.remove(path, wait=False)
+            self.client.remove(path, wait=False, backend=self.backend)
 
     def teardown(self) -> None:
         """Waits until all saves are durable and lets go of the daemon; the plugin stays usable.
