@@ -58,6 +58,14 @@ def test_subprocesses(run_ranks):
     assert sorted(os.listdir(folder)) == ["checkpoints", "found-0", "found-1", "rank-0", "rank-1"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp-own", "ddp_spawn-own"])
+def test_checkpoint_io_of_ones_own(run_ranks, strategy):
+    (folder,) = run_ranks(strategy)
+    ranks = 2 if strategy == "ddp-own" else 1
+    saves = [check(folder, rank)["saves"] for rank in range(ranks)]
+    assert saves == ([4, 0] if ranks == 2 else [0])
+
+
 def test_spawned_and_forked(run_ranks):
     for folder in run_ranks("ddp_fork", "ddp_spawn"):
         # The parent trained nothing, and has the weights by way of a checkpoint that is gone again.

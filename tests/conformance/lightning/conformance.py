@@ -34,6 +34,12 @@ PARTS = (
     "tuner",
 )
 SECONDS_A_TEST = 180
+# What passes with the stock plugin alone, and why that is right.
+EXPLAINED = {
+    "checkpointing/test_trainer_checkpoint.py::test_trainer_save_checkpoint_storage_options": (
+        "replaces a method of TorchCheckpointIO, and asserts that the Trainer has called that"
+    ),
+}
 # A few pass or fail by chance; what failed is run again, that often.
 MORE_TRIES = 2
 
@@ -86,7 +92,7 @@ def main() -> int:
 
 
 def compare(checkout: Path, results: Path, modes: list[str], daemon: Daemon) -> int:
-    """Runs all modes; returns how many of them lack a test that stock passes."""
+    """Runs all modes; returns how many of them lack a test that stock passes, unexplained."""
     parts = os.environ.get("CKPTD_CONFORMANCE_PARTS", "").split() or list(PARTS)
     stock = run(checkout, results, "stock", parts, daemon.address)
     tests = sorted(ids(stock, "passed") & ids(stock, "used"))
@@ -100,8 +106,9 @@ def compare(checkout: Path, results: Path, modes: list[str], daemon: Daemon) -> 
                 missing -= ids(outcome, "passed")
         print(f"{mode}: {len(tests) - len(missing)} of {len(tests)} pass", flush=True)
         for name in sorted(missing):
-            print(f"  not: {name}", flush=True)
-        worse += bool(missing)
+            why = EXPLAINED.get(name)
+            print(f"  not: {name}" + (f" (it {why})" if why else ""), flush=True)
+        worse += bool(missing - EXPLAINED.keys())
     return worse
 
 

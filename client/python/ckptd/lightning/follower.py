@@ -40,6 +40,7 @@ class _Deferred:
 class Follower:
     """The saves of one run of a Trainer. All calls come from the Trainer's thread.
 
+    trainer:         whose saves they are.
     durable, failed: called once for each save that ended so, in the order in which they were
                      accepted: one that has ended waits for those before it. One that gave way to
                      a newer one ends without.
@@ -48,10 +49,12 @@ class Follower:
 
     def __init__(
         self,
+        trainer: Any,
         durable: Callable[[Save], None],
         failed: Callable[[Save, SaveError], None],
         loggers: List[Any],
     ) -> None:
+        self.trainer = trainer
         self._durable = durable
         self._failed = failed
         self._saves: List[Save] = []
