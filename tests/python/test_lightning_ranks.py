@@ -30,7 +30,7 @@ def run_ranks(daemon, tmp_path):
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert result.returncode == 0, result.stderr
         return [tmp_path / strategy for strategy in strategies]

@@ -26,8 +26,6 @@ from .overlap import Guard, wait_for_copies
 from .reserve import reserve
 from .save import Save
 from .session import (
-    ANSWER_TIMEOUT,
-    LONG_RETURN_TIMEOUT,
     RETRY_SECONDS,
     RETURN_TIMEOUT,
     Session,

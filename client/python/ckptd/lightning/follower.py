@@ -41,6 +41,7 @@ class Follower:
     """The saves of one run of a Trainer. All calls come from the Trainer's thread.
 
     trainer:         whose saves they are.
+    ended:           whether `end` was called.
     durable, failed: called once for each save that ended so, in the order in which they were
                      accepted: one that has ended waits for those before it. One that gave way to
                      a newer one ends without.
@@ -55,6 +56,7 @@ class Follower:
         loggers: List[Any],
     ) -> None:
         self.trainer = trainer
+        self.ended = False
         self._durable = durable
         self._failed = failed
         self._saves: List[Save] = []
@@ -91,6 +93,7 @@ class Follower:
     def end(self) -> None:
         """Looks for the last time; what fails while an exception is under way is logged."""
         in_flight = exception_in_flight()
+        self.ended = True
         try:
             self.look()
         except Exception:

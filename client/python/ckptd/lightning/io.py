@@ -210,7 +210,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
 
     def follow(self, follower: Follower) -> None:
         """Has `follower` given each save of its Trainer from now on, until its teardown ends it."""
-        self._followers.append(follower)
+        # A strategy that tears no plugin down leaves some that have ended.
+        self._followers = [one for one in self._followers if not one.ended] + [follower]
 
     def _followers_here(self) -> List[Follower]:
         """Those of the Trainer that calls; one that trains within another has its own."""
