@@ -3,6 +3,7 @@
 Whatever it does, even its death, is the supervisor's to report.
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -122,8 +123,10 @@ def _main() -> None:
     from ckptd.relay_process import write_frame
 
     runner = Runner(payload)
-    # A save needs it, and it takes seconds where nothing has imported it: rather now than then.
-    importlib.import_module("torch")
+    # A save needs it, and it takes seconds where nothing has imported it: rather now than then, when
+    # somebody hears of what fails.
+    with contextlib.suppress(Exception):
+        importlib.import_module("torch")
     for data in frame:
         write_frame(connection, STATUS, runner.run(*pickle.loads(data)))
     runner.end()
