@@ -100,10 +100,14 @@ absl::Status RunStatus(Daemon& daemon, const Options& options, Output& out) {
   for (const v1::RefusedPlugin& plugin : status.refused_plugins()) {
     absl::StrAppendFormat(&text, "  refused: %s\n", Printable(plugin.error().message()));
   }
-  absl::StrAppendFormat(
-      &text, "Staging   %s of %s used by %d images, %s of it free, %s lent, in %s\n",
-      HumanBytes(pool.used_bytes()), HumanBytes(pool.budget_bytes()), pool.image_count(),
-      HumanBytes(pool.free_bytes()), HumanBytes(pool.lent_bytes()), Printable(pool.dir()));
+  absl::StrAppendFormat(&text,
+                        "Staging   %s of %s used by %d images, %s of it free (%s with a checkpoint "
+                        "in it), %s lent, in "
+                        "%s\n",
+                        HumanBytes(pool.used_bytes()), HumanBytes(pool.budget_bytes()),
+                        pool.image_count(), HumanBytes(pool.free_bytes()),
+                        HumanBytes(pool.kept_bytes()), HumanBytes(pool.lent_bytes()),
+                        Printable(pool.dir()));
   absl::StrAppendFormat(
       &text, "Now       %d staging, %d queued, %d persisting, %d waiting for staging memory\n",
       queue.staging_count(), queue.queued_count(), queue.persisting_count(), queue.blocked_count());

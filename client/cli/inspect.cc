@@ -2,6 +2,8 @@
 
 #include <google/protobuf/struct.pb.h>
 
+#include <array>
+#include <charconv>
 #include <optional>
 #include <string>
 #include <utility>
@@ -168,6 +170,13 @@ void ShowTable(const Contents& contents, Output& out) {
   out.Write(text);
 }
 
+// As few digits as tell it from all others.
+std::string Shortest(double number) {
+  std::array<char, 32> digits = {};
+  const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), number).ptr;
+  return {digits.data(), end};
+}
+
 // None for a container, whose parts are told instead; but what an empty one is.
 std::optional<std::string> InWords(const TorchTable& table, size_t at) {
   const TorchValue& value = table.values[at];
@@ -182,7 +191,7 @@ std::optional<std::string> InWords(const TorchTable& table, size_t at) {
     case Kind::kInt:
       return absl::StrCat(value.node->integer);
     case Kind::kFloat:
-      return absl::StrCat(value.node->number);
+      return Shortest(value.node->number);
     case Kind::kString:
       return absl::StrCat("'", value.node->text, "'");
     case Kind::kOther:
@@ -219,7 +228,7 @@ void AddTable(const TorchTable& table, Contents* contents) {
 }
 
 // `read` outlives the rows, which refer to it.
-absl::Status InspectTorchFile(const TorchFile& file, TorchContents* read, Contents* contents) {
+void InspectTorchFile(const TorchFile& file, TorchContents* read, Contents* contents) {
   contents->format = "torch";
   for (const TorchRecord& record : file.records()) {
     contents->records.emplace_back(record.name, record.zip.size_bytes);
@@ -228,12 +237,11 @@ absl::Status InspectTorchFile(const TorchFile& file, TorchContents* read, Conten
   absl::StatusOr<TorchContents> found = ReadTorchContents(file);
   if (!found.ok()) {
     contents->incomplete = found.status();
-    return absl::OkStatus();
+    return;
   }
   *read = *std::move(found);
   absl::StrAppend(&contents->notes, ", version ", read->version, ", ", read->byte_order, "-endian");
   AddTable(read->table, contents);
-  return absl::OkStatus();
 }
 
 absl::Status InspectSafetensorsFile(const CheckpointFile& file, Contents* contents) {
@@ -261,7 +269,8 @@ absl::Status InspectFile(const std::string& path, TorchContents* read, Contents*
   }
   CKPTD_ASSIGN_OR_RETURN(const TorchFile torch,
                          TorchFile::Open(path, file.size_bytes(), FileReader(&file)));
-  return InspectTorchFile(torch, read, contents);
+  InspectTorchFile(torch, read, contents);
+  return absl::OkStatus();
 }
 
 absl::Status AskDaemon(Daemon& daemon, const Options& options, Contents* contents) {

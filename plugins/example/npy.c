@@ -91,40 +91,56 @@ static ckptd_code save(const ckptd_host* host, ckptd_call* call, const char* pat
   return code;
 }
 
-/* Reads the index for names and sizes, asks for memory, and reads the data into it. */
-static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* path, int32_t verify) {
-  static char names[MAX_TENSORS][256], dtypes[MAX_TENSORS][16];
-  static int64_t shapes[MAX_TENSORS][16];
-  static ckptd_tensor tensors[MAX_TENSORS];
-  static uint8_t* data[MAX_TENSORS];
-  ckptd_spec spec = {sizeof(ckptd_spec), 0, tensors, 0, NULL, 0};
+/* The index, as it was read last. */
+static char names[MAX_TENSORS][256], dtypes[MAX_TENSORS][16];
+static int64_t shapes[MAX_TENSORS][16];
+static ckptd_tensor tensors[MAX_TENSORS];
+
+static ckptd_code read_index(const ckptd_host* host, ckptd_call* call, const char* path,
+                             size_t* n) {
   char file[4200], shape[512];
   unsigned long long bytes;
-  size_t i, n = 0, count = MAX_TENSORS + 1;
-  ckptd_code code;
+  size_t count = MAX_TENSORS + 1;
   FILE* in;
-  (void)verify; /* npy has no checksums */
   snprintf(file, sizeof(file), "%s/index.tsv", path);
   in = fopen(file, "r");
   if (in == NULL) return fail(host, call, CKPTD_NOT_FOUND, file, "not there");
-  if (fscanf(in, "%zu%*c", &count) != 1 || count > MAX_TENSORS) n = count + 1;
-  while (n < count && fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]%*c", names[n], dtypes[n],
-                             &bytes, shape) == 4) {
-    const ckptd_tensor t = {names[n], dtypes[n], shapes[n], NULL, 0, bytes, NULL};
+  if (fscanf(in, "%zu%*c", &count) != 1 || count > MAX_TENSORS) count = MAX_TENSORS + 1;
+  for (*n = 0; *n < count && count <= MAX_TENSORS; ++*n) {
+    ckptd_tensor* t = &tensors[*n];
     char* at = shape + 1;
-    tensors[n] = t;
-    while (*at >= '0' && *at <= '9' && tensors[n].rank < 16) {
-      shapes[n][tensors[n].rank++] = strtoll(at, &at, 10);
-      at += *at == ',';
+    if (fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]%*c", names[*n], dtypes[*n], &bytes,
+               shape) != 4) {
+      break;
     }
-    ++n;
+    *t = (ckptd_tensor){names[*n], dtypes[*n], shapes[*n], NULL, 0, bytes, NULL};
+    for (; *at >= '0' && *at <= '9' && t->rank < 16; at += *at == ',') {
+      shapes[*n][t->rank++] = strtoll(at, &at, 10);
+    }
   }
   fclose(in);
-  if (n != count) return fail(host, call, CKPTD_DATA_LOSS, file, "is damaged");
-  spec.tensor_count = n;
-  code = host->allocate(call, &spec, data);
-  for (i = 0; code == CKPTD_OK && i < n; ++i) {
+  return *n == count ? CKPTD_OK : fail(host, call, CKPTD_DATA_LOSS, file, "is damaged");
+}
+
+static ckptd_code inspect(const ckptd_host* host, ckptd_call* call, const char* path) {
+  size_t i, n;
+  ckptd_code code = read_index(host, call, path, &n);
+  for (i = 0; code == CKPTD_OK && i < n; ++i) code = host->found(call, &tensors[i]);
+  return code;
+}
+
+/* Asks for memory, and reads the data into it. npy has no checksums, so there is no verify. */
+static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* path, int32_t verify) {
+  static uint8_t* data[MAX_TENSORS];
+  ckptd_spec spec = {sizeof(ckptd_spec), 0, tensors, 0, NULL, 0};
+  char file[4200];
+  size_t i;
+  ckptd_code code = read_index(host, call, path, &spec.tensor_count);
+  (void)verify;
+  if (code == CKPTD_OK) code = host->allocate(call, &spec, data);
+  for (i = 0; code == CKPTD_OK && i < spec.tensor_count; ++i) {
     const size_t size = tensors[i].size_bytes;
+    FILE* in;
     snprintf(file, sizeof(file), "%s/%zu.npy", path, i);
     in = fopen(file, "rb");
     if (in == NULL) return fail(host, call, CKPTD_DATA_LOSS, file, "missing");
@@ -147,4 +163,5 @@ CKPTD_PLUGIN_EXPORT const ckptd_backend ckptd_plugin = {.size = sizeof(ckptd_bac
                                                         .version = "1.0",
                                                         .save = save,
                                                         .load = load,
-                                                        .remove = remove_checkpoint};
+                                                        .remove = remove_checkpoint,
+                                                        .inspect = inspect};

@@ -66,8 +66,8 @@ absl::Status Configure(const ckptd_backend& table, const std::string& settings) 
   }
   ckptd_call call;
   const ckptd_code code = table.configure(PluginHost(), &call, options.data(), options.size());
+  if (code == CKPTD_OK) return absl::OkStatus();
   const absl::Status status = CallStatus(code, call);
-  if (status.ok()) return status;
   return MakeError(status.code(), "BACKEND_FAILED",
                    absl::StrCat(backend, ": does not take its settings, which are in [backend.",
                                 table.name, "] of the daemon's file: ", status.message()));

@@ -23,8 +23,8 @@ absl::Status WithReason(const absl::Status& status) {
   return MakeError(status.code(), reason, status.message());
 }
 
-absl::Status CheckCan(const Backend& backend, absl::string_view what) {
-  if (backend.Can(what) && backend.host() != nullptr) return absl::OkStatus();
+absl::Status CheckCan(const Backend& backend, absl::string_view what, const BackendHosts* hosts) {
+  if (backend.Can(what) && backend.host() != nullptr && hosts != nullptr) return absl::OkStatus();
   return MakeError(
       absl::StatusCode::kUnimplemented, "NOT_SUPPORTED",
       absl::StrCat("backend ", backend.name(), ": has no function `", what,
@@ -40,7 +40,7 @@ absl::Status SaveQueue::AskBackend(absl::string_view what, const std::string& pa
                                    BackendHosts::Calls calls, absl::Time deadline,
                                    const Wanted& wanted) {
   CKPTD_ASSIGN_OR_RETURN(const Backend* backend, backends_->Find(backend_name));
-  CKPTD_RETURN_IF_ERROR(CheckCan(*backend, what));
+  CKPTD_RETURN_IF_ERROR(CheckCan(*backend, what, options_.hosts));
   auto record = std::make_shared<LoadRecord>();
   CKPTD_ASSIGN_OR_RETURN(const Target target, ResolvePlace(path));
   record->keys = {target.path};

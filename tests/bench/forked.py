@@ -49,6 +49,10 @@ class Child:
         except OSError as error:
             raise self._ended() from error
 
+    def has_answered(self):
+        """Whether `receive` would return at once."""
+        return self._pipe.poll(0)
+
     def receive(self):
         """What the call that was begun has returned. Raises ChildError."""
         try:

@@ -1,6 +1,8 @@
 """The program of test_lightning_ranks.py. Strategies with processes run it, or parts of it, in each.
 
 usage: lightning_ranks.py FOLDER STRATEGY...
+
+STRATEGY-own: saves by a CheckpointIO of one's own, and has each rank load.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from ckptd.lightning import SidecarCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning_models import quiet_trainer
+from own_io import Mine
 
 
 class Model(BoringModel):
@@ -43,20 +46,24 @@ def run(folder, name):
     """Fits, and notes what the process that called fit has then."""
     folder.mkdir(exist_ok=True)
     checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=1)
-    plugin = Noted()
+    own = name.endswith("-own")
+    plugin = Noted(Mine()) if own else Noted()
     trainer = quiet_trainer(
         pl,
         max_epochs=2,
         devices=2,
-        strategy=name,
+        strategy=name.removesuffix("-own"),
         plugins=[plugin],
         callbacks=[checkpoints],
         limit_train_batches=2,
         limit_val_batches=0,
+        limit_test_batches=1,
         default_root_dir=folder,
     )
     model = Model(folder)
     trainer.fit(model)
+    if own:
+        trainer.test(model, ckpt_path=checkpoints.last_model_path, verbose=False, weights_only=False)
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
     found = {
         "saves": plugin.saves,

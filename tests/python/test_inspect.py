@@ -1,4 +1,4 @@
-"""ckptctl inspect and verify: files as torch and safetensors write them, and checkpoints of backends."""
+"""ckptctl inspect and verify: files of torch and safetensors, and checkpoints of backends."""
 
 from __future__ import annotations
 
@@ -155,8 +155,12 @@ def test_what_torch_save_writes(tmp_path, protocol):
     assert [name for name, one in found.items() if "same_as" in one] == ["model.tied"]
     values = {value["name"]: value["value"] for value in told["values"]}
     assert values == {
-        "epoch": "7", "rate": "0.5", "done": "False", "none": "None", "text": "'" + "x" * 100 + "'"
-    }  # fmt: skip
+        "epoch": "7",
+        "rate": "0.5",
+        "done": "False",
+        "none": "None",
+        "text": "'" + "x" * 100 + "'",
+    }
     assert (told["format"], told["unknown"]) == ("torch", [])
     assert int(told["bytes"]) == (tmp_path / "a.pt").stat().st_size
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
@@ -193,8 +197,10 @@ def test_objects_are_noted_and_not_made(tmp_path):
     assert found["w"]["dtype"] == "float32"
     assert found["module._parameters.weight"]["shape"] == ["2", "2"]
     assert told["unknown"] == [
-        "argparse.Namespace", f"{os.mkdir.__module__}.mkdir", "torch.nn.modules.linear.Linear"
-    ]  # fmt: skip
+        "argparse.Namespace",
+        f"{os.mkdir.__module__}.mkdir",
+        "torch.nn.modules.linear.Linear",
+    ]
     assert not (tmp_path / "made").exists()
     text, _ = ckptctl("inspect", tmp_path / "a.pt")
     assert "Not known without unpickling: argparse.Namespace" in text
@@ -302,9 +308,8 @@ def test_a_plugin_is_asked(tmp_path, plugin_daemon):
     told = inspect("--backend", "looked", paths[0], address=address)
     assert told["format"] == "looked"
     assert [tensor["name"] for tensor in told["tensors"]] == [f"layer.{i}" for i in range(20_000)]
-    assert told["tensors"][0] == {
-        "name": "layer.0", "dtype": "float32", "shape": ["2", "3"], "bytes": "24"
-    }  # fmt: skip
+    first = {"name": "layer.0", "dtype": "float32", "shape": ["2", "3"], "bytes": "24"}
+    assert told["tensors"][0] == first
     text = ckptctl("verify", "-b", "looked", "-o", "json", *paths, address=address, code=1)[0]
     files = json.loads(text)["files"]
     assert [one["ok"] for one in files] == [True, False, False]
@@ -316,7 +321,8 @@ def test_a_plugin_is_asked(tmp_path, plugin_daemon):
 @pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_what_cannot_be_asked(tmp_path, plugin_daemon, command):
     (tmp_path / "x").write_text("x")
-    for backend, reason in (("blind", "NOT_SUPPORTED"), ("python", "NOT_SUPPORTED"), ("no", "BACKEND_NOT_FOUND")):  # fmt: skip
+    reasons = {"blind": "NOT_SUPPORTED", "python": "NOT_SUPPORTED", "no": "BACKEND_NOT_FOUND"}
+    for backend, reason in reasons.items():
         with rpc.open_channel(plugin_daemon.address) as channel, pytest.raises(grpc.RpcError) as e:
             stub = rpc.Stub(channel)
             if command == "inspect":
@@ -338,7 +344,8 @@ def test_built_in_backends_are_asked_after_what_is_pending(tmp_path, daemon, cli
         stub = rpc.Stub(channel)
         events = stub.OpenSession(pb.OpenSessionRequest(client="test"))
         session = next(events).session_id
-        held = stub.BeginLoad(pb.BeginLoadRequest(session_id=session, path=str(path)), timeout=WAIT_SECONDS)  # fmt: skip
+        request = pb.BeginLoadRequest(session_id=session, path=str(path))
+        held = stub.BeginLoad(request, timeout=WAIT_SECONDS)
         pending = client.save({"later": torch.ones(3)}, path)
         found = []
         asked = threading.Thread(

@@ -11,6 +11,7 @@ import resource
 import signal
 import threading
 import zipfile
+import zlib
 
 import pytest
 import torch
@@ -82,6 +83,33 @@ def test_from_storage(saved, verify):
     forget(client, path)
     loaded = client.load(path, verify=verify)
     assert same(loaded) and is_lent(loaded["a"])
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_from_storage_in_many_pieces(saved, verify, monkeypatch):
+    monkeypatch.setattr(lending, "_CHUNK_BYTES", 1 << 20)
+    test_from_storage(saved, verify)
+
+
+def test_checksums_follow_the_reads(saved, monkeypatch):
+    _, client, path = saved
+    forget(client, path)
+    monkeypatch.setattr(lending, "_CHUNK_BYTES", 1 << 20)
+    checked = threading.Event()
+    read, crc32 = os.preadv, zlib.crc32
+
+    def preadv(fd, buffers, offset):
+        if offset in (1 << 20, 2 << 20):
+            assert checked.wait(30), "nothing was checked before these were read"
+        return read(fd, buffers, offset)
+
+    def check(*arguments):
+        checked.set()
+        return crc32(*arguments)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(zlib, "crc32", check)
+    assert same(client.load(path))
 
 
 def test_comes_back_when_the_last_tensor_goes(saved):

@@ -30,7 +30,7 @@ def run_ranks(daemon, tmp_path):
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert result.returncode == 0, result.stderr
         return [tmp_path / strategy for strategy in strategies]
@@ -56,6 +56,14 @@ def test_subprocesses(run_ranks):
     (folder,) = run_ranks("ddp")
     assert [check(folder, rank)["saves"] for rank in range(2)] == [4, 0]
     assert sorted(os.listdir(folder)) == ["checkpoints", "found-0", "found-1", "rank-0", "rank-1"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp-own", "ddp_spawn-own"])
+def test_checkpoint_io_of_ones_own(run_ranks, strategy):
+    (folder,) = run_ranks(strategy)
+    ranks = 2 if strategy == "ddp-own" else 1
+    saves = [check(folder, rank)["saves"] for rank in range(ranks)]
+    assert saves == ([4, 0] if ranks == 2 else [0])
 
 
 def test_spawned_and_forked(run_ranks):

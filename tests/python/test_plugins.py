@@ -13,9 +13,10 @@ import numpy
 import pytest
 from ckptd import rpc
 from ckptd.v1 import checkpoint_pb2 as pb
-from harness import REPO, wait_until
+from harness import BUILD, CKPTCTL, REPO, wait_until
 
 # The smallest that is wrong in its own way when it runs.
+_CONFIGURED = (REPO / "tests" / "server" / "plugin_host" / "configured_plugin.c").read_text()
 _CRASHES = """
 #include "plugin.h"
 #include <stdlib.h>
@@ -187,3 +188,96 @@ def test_a_folder_that_others_may_write_is_refused(make_daemon, plugins):
     status = make_daemon("--plugin-dir", str(plugins)).status()
     assert "npy" not in status.backends
     assert status.refused_plugins
+
+
+def test_it_tells_what_is_in_its_checkpoint(trainer, tmp_path):
+    state = {"layer.w": numpy.ones((2, 3), dtype="float32"), "n": numpy.ones((), dtype="int64")}
+    assert trainer.save("npy", tmp_path / "a", state).state == pb.Save.SUCCEEDED
+    request = pb.InspectCheckpointRequest(path=str(tmp_path / "a"), backend="npy")
+    pages = trainer.stub.InspectCheckpoint(request, timeout=60)
+    told = [(t.name, t.dtype, list(t.shape), t.size_bytes) for page in pages for t in page.tensors]
+    assert told == [("layer.w", "float32", [2, 3], 24), ("n", "int64", [], 8)]
+
+
+def configured(tmp_path, name="configured", *flags):
+    """A folder with a plugin that has a setting, compiled with these flags."""
+    folder, elsewhere = tmp_path / f"plugins-{name}", tmp_path / f"elsewhere-{name}"
+    folder.mkdir(mode=0o755)
+    elsewhere.mkdir()
+    source = _CONFIGURED.replace("plugins/abi/plugin.h", "plugin.h")
+    shutil.move(build(elsewhere, name, source, *flags), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        # One of an earlier MINOR, whose table ends behind what is required.
+        ["-DTABLE_SIZE=offsetof(ckptd_backend, configure)", "-DMINOR=0", "-DWITHOUT_CONFIGURE"],
+        ["-DTABLE_SIZE=offsetof(ckptd_backend, verify)", "-DMINOR=0"],
+        # One of a later MINOR: what the host does not know of its table it does not read.
+        ["-DMINOR=CKPTD_PLUGIN_ABI_MINOR+7"],
+    ],
+    ids=["required only", "earlier", "later"],
+)
+def test_tables_of_other_minors_load(make_daemon, tmp_path, flags):
+    daemon = make_daemon("--plugin-dir", str(configured(tmp_path, "configured", *flags)))
+    assert not daemon.status().refused_plugins
+    trainer = Trainer(daemon)
+    save = trainer.save("configured", tmp_path / "a", {"w": numpy.ones(3, dtype="float32")})
+    assert save.state == pb.Save.SUCCEEDED, save.error
+    assert trainer.load("configured", tmp_path / "a") == {}
+    trainer.close()
+
+
+def test_a_table_that_lacks_what_is_required_is_refused(make_daemon, tmp_path):
+    flags = ["-DTABLE_SIZE=offsetof(ckptd_backend, remove)", "-DWITHOUT_CONFIGURE"]
+    folder = configured(tmp_path, "configured", *flags)
+    (refused,) = make_daemon("--plugin-dir", str(folder)).status().refused_plugins
+    assert "what is required" in refused.error.message
+
+
+def test_settings_that_a_plugin_does_not_take_refuse_it_at_the_start(make_daemon, tmp_path):
+    folder, config = configured(tmp_path), tmp_path / "config.toml"
+    config.write_text("[backend.configured]\nlevel = 10\n")
+    daemon = make_daemon("--plugin-dir", str(folder), "--config", str(config))
+    (refused,) = daemon.status().refused_plugins
+    assert refused.error.message.endswith("level: must be below 10; give another one")
+    assert "[backend.configured]" in refused.error.message
+    assert "configured" not in daemon.status().backends
+    listed = subprocess.run([CKPTCTL, "-a", daemon.address, "status"], capture_output=True, text=True)
+    assert "level: must be below 10" in listed.stdout
+    # It serves on.
+    daemon.client().save({}, tmp_path / "a").result()
+    config.write_text("[backend.configured]\nlevel = 9\n")
+    assert daemon.stop() == 0
+    daemon.start()
+    assert "configured" in daemon.status().backends
+
+
+def test_settings_that_are_not_taken_later_are_the_error_of_each_save(make_daemon, tmp_path):
+    """As with a plugin that asks a server about them, or one that was replaced."""
+    folder, config = configured(tmp_path), tmp_path / "config.toml"
+    config.write_text("[backend.configured]\nlevel = 9\n")
+    daemon = make_daemon("--plugin-dir", str(folder), "--config", str(config))
+    stricter = tmp_path / "stricter"
+    stricter.mkdir()
+    source = _CONFIGURED.replace("plugins/abi/plugin.h", "plugin.h")
+    other = build(stricter, "configured", source, "-DMOST_DIGITS=0")
+    os.replace(other, folder / "configured.so")
+    trainer = Trainer(daemon)
+    save = trainer.save("configured", tmp_path / "a", {"w": numpy.ones(3, dtype="float32")})
+    assert save.state == pb.Save.FAILED
+    assert "level: must be below 10" in save.error.message
+    trainer.close()
+
+
+def test_a_plugin_dir_that_is_not_there_is_wrong_usage(tmp_path):
+    done = subprocess.run(
+        [BUILD / "bin" / "ckptd", "--plugin-dir", tmp_path / "none", "--socket", tmp_path / "socket"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 2
+    assert f"'{tmp_path}/none' is no folder" in done.stderr

@@ -18,6 +18,7 @@ from .capture import Captured, capture
 from .content import Content, FileAt
 from .errors import CheckpointError, DaemonUnavailableError, SessionLostError, let_go
 from .flushing import flush
+from .flushing import remove as ask_to_remove
 from .host_spec import Host
 from .named import capture_named, takes_names
 from .names import PathLike
@@ -25,14 +26,12 @@ from .overlap import Guard, wait_for_copies
 from .reserve import reserve
 from .save import Save
 from .session import (
-    ANSWER_TIMEOUT,
-    LONG_RETURN_TIMEOUT,
     RETRY_SECONDS,
     RETURN_TIMEOUT,
     Session,
     session_for,
 )
-from .transfer import Attempt, Caller, call, load_once
+from .transfer import Attempt, Caller, load_once
 from .v1 import checkpoint_pb2 as pb
 
 #: Seconds that a call may take where neither the call nor the client says otherwise.
@@ -277,14 +276,7 @@ class Client:
             backend=backend if takes_names(backend) else "",
         )
         self.run(
-            lambda session, _: call(
-                session,
-                "RemoveCheckpoint",
-                request,
-                timeout=self.timeout,
-                waited_for="saves that were accepted before have not ended; it goes on",
-                path=target,
-            ),
+            lambda session, _: ask_to_remove(session, request, self.timeout),
             lambda: local.remove(target),
         )
 

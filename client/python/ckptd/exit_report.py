@@ -1,4 +1,4 @@
-"""At exit, says which saves have failed that nobody asked after."""
+"""At exit, says which saves and removals have failed that nobody asked after."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import logging
 import time
 
 from .errors import CheckpointError, CheckpointTimeoutError
+from .flushing import flush
 from .overlap import wait_for_copies
-from .session import all_sessions
+from .session import Session, all_sessions
 
 #: Seconds that the end of the process waits for its pending saves, to hear how they end. The daemon
 #: goes on with them in any case.
@@ -33,7 +34,19 @@ def _report() -> None:
                 _log.error("%s: not known to be durable: %s", save.path, error)
         for save in session.ledger.take_failed():
             _log.error("%s", save.error())
+        for job in session.ledger.take_removing():
+            _report_removals(session, job, deadline)
         session.close()  # gRPC objects must not outlive its modules
+
+
+def _report_removals(session: Session, job: str, deadline: float) -> None:
+    try:
+        for failed in flush(session, session, max(0.0, deadline - time.monotonic()), job):
+            _log.error("%s", failed)
+    except CheckpointTimeoutError:
+        _log.warning("%s: removals have not ended yet; the daemon goes on with them", job)
+    except CheckpointError as error:
+        _log.error("%s: not known whether its removals have succeeded: %s", job, error)
 
 
 atexit.register(_report)

@@ -1,4 +1,4 @@
-"""Waits for what is pending in the daemon."""
+"""Waits for what is pending in the daemon; asks it to remove, which may be pending then."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ def flush(
                     waited_for=f"saves or removals of {parent} go on",
                     path=path or None,
                 )
+                if not path:
+                    session.ledger.take_removing(parent)
                 for save in session.ledger.pending(owner):
                     session.ledger.ask(save, session.get_save)
                 return [_removal_error(removal) for removal in response.failed_removals]
@@ -60,6 +62,20 @@ def flush(
                     raise failure from error
                 session.lose(session_id)
     raise AssertionError("unreachable")
+
+
+def remove(session: Session, request: pb.RemoveCheckpointRequest, limit: float) -> None:
+    """Has the daemon remove; limit: seconds. Raises CheckpointError."""
+    call(
+        session,
+        "RemoveCheckpoint",
+        request,
+        timeout=limit,
+        waited_for="saves that were accepted before have not ended; it goes on",
+        path=request.path,
+    )
+    if not request.wait:
+        session.ledger.removal_accepted(request.parent)
 
 
 def _removal_error(removal: pb.FailedRemoval) -> CheckpointError:

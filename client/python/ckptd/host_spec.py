@@ -149,14 +149,26 @@ def main_globals(data: bytes) -> bytes:
 
 
 def _spawn(host: str, spec: pb.HostSpec, address: str) -> "subprocess.Popen[bytes]":
-    """Starts the host's process so that it outlives this one."""
-    return subprocess.Popen(
-        list(spec.argv),
-        cwd=spec.directory,
-        env={**dict(spec.environment), "CKPTD_HOST_ID": host, "CKPTD_ADDRESS": address},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    """Starts the host's process so that it outlives this one.
+
+    What it prints goes to a log beside the daemon's socket: whoever reads this process's output
+    must see the end of it.
+    """
+    path = names.socket_path(address)
+    try:
+        log = open(Path(path).with_name("ckptd-host.log") if path else os.devnull, "ab")
+    except OSError:
+        log = open(os.devnull, "ab")
+    with log:
+        return subprocess.Popen(
+            list(spec.argv),
+            cwd=spec.directory,
+            env={**dict(spec.environment), "CKPTD_HOST_ID": host, "CKPTD_ADDRESS": address},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def _forget_started() -> None:

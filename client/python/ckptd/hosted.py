@@ -10,6 +10,7 @@ import grpc
 from . import names
 from .capture import capture
 from .errors import from_rpc
+from .flushing import remove as ask_to_remove
 from .host_spec import Host, by_value, main_globals
 from .names import PathLike
 from .overlap import Guard, wait_for_copies
@@ -112,14 +113,7 @@ def remove(client: "Client", host: Host, path: PathLike, wait: bool) -> None:
             backend=BACKEND,
             host=register(host, session, session_id, target),
         )
-        call(
-            session,
-            "RemoveCheckpoint",
-            request,
-            timeout=client.timeout,
-            waited_for="saves that were accepted before have not ended; it goes on",
-            path=target,
-        )
+        ask_to_remove(session, request, client.timeout)
 
     client.run(ask, lambda: host.base.remove_checkpoint(os.fspath(path)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Set
 
 import grpc
 
@@ -14,12 +14,27 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """The saves through one session that are pending, or failed unreported. Thread-safe."""
+    """The saves through one session that are pending, or failed unreported, and the jobs that may
+    have removals of that kind. Thread-safe.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pending: Dict[str, Save] = {}
         self._failed: Dict[str, Save] = {}
+        self._removing: Set[str] = set()
+
+    def removal_accepted(self, job: str) -> None:
+        """Notes that a removal of `job`, as "jobs/NAME", goes on which nobody waits for."""
+        with self._lock:
+            self._removing.add(job)
+
+    def take_removing(self, job: str = "") -> List[str]:
+        """The jobs, or `job`, of which that was noted; they are forgotten."""
+        with self._lock:
+            taken = [one for one in self._removing if job in ("", one)]
+            self._removing.difference_update(taken)
+            return taken
 
     def add(self, save: Save) -> None:
         """Enters a save that is about to be accepted."""

@@ -24,7 +24,7 @@ import torch
 
 from . import safetensors_file
 from .errors import CorruptCheckpointError
-from .shm import PROT_READ_WRITE, Mapping, MappingCache, NotSharedError, libc
+from .shm import PROT_READ_WRITE, Mapping, MappingCache, NotSharedError, libc, populate
 from .v1 import checkpoint_pb2 as pb
 from .verify import check_source
 from .zip_directory import STORED, Source, read_directory
@@ -35,6 +35,7 @@ _PAGE = 4096
 # Large enough for the device, and so small that checksums follow soon.
 _CHUNK_BYTES = 8 << 20
 _READERS = 2
+_TAIL_CHUNKS = 2
 
 # File descriptor and length of what is mapped, by its address.
 _mapped: Dict[int, Tuple[int, int]] = {}
@@ -74,14 +75,14 @@ class LentMemory:
     def check(self, path: str) -> None:
         """Checks the file, unless the daemon has. Raises as verify.check; `path` is for messages."""
         if self._file is not None:
-            with _Filling(self._file, self._address, self._size) as filling:
+            with self._filling(self._file) as filling:
                 check_source(Source(path, self._size, filling.read))
             self._file = None
 
     def load(self, map_location: Any, weights_only: Optional[bool]) -> Any:
         """What torch.load gives for the file, its tensors in this memory as far as they stay here."""
         if self._file is not None:
-            with _Filling(self._file, self._address, self._size):
+            with self._filling(self._file):
                 pass
             self._file = None
         if safetensors_file.is_safetensors(self._source()):
@@ -92,6 +93,9 @@ class LentMemory:
         with _contents_of(self._name, self._storage):
             # Page tables are left to whoever writes: to fill them behind the load costs that more.
             return torch.load(self._name, mmap=True, **arguments)
+
+    def _filling(self, file: int) -> _Filling:
+        return _Filling(file, self._address, self._size, self._populated)
 
     def _is_mappable(self) -> bool:
         """Whether the file is a zip file without compressed records.
@@ -153,23 +157,27 @@ def _from_file(filename: Any, *arguments: Any, **named: Any) -> Any:
 
 
 class _Filling:
-    """Reads a file into memory, in order, by threads that go ahead of whoever looks at it.
+    """Reads a file into memory, its end first and then in order, ahead of whoever looks at it.
+
+    populated: so many bytes of the memory have their page tables.
 
     The file's descriptor is left open. Leaving the context waits for the whole; raises OSError.
     """
 
-    def __init__(self, file: int, address: int, size: int) -> None:
+    def __init__(self, file: int, address: int, size: int, populated: int) -> None:
         self._address = address
         self._size = size
+        self._populated = populated
         self._content = _bytes_at(address, size)
         self._fd = _reopen(file)
         self._pool = ThreadPoolExecutor(_READERS, "ckptd-read")
         self._chunks: List[Future[None]] = []
 
     def __enter__(self) -> _Filling:
-        self._chunks = [
-            self._pool.submit(self._fetch, at) for at in range(0, self._size, _CHUNK_BYTES)
-        ]
+        starts = range(0, self._size, _CHUNK_BYTES)
+        # A zip file has its directory at the end, without which nothing can be checked.
+        tail = [self._pool.submit(self._fetch, at) for at in starts[-_TAIL_CHUNKS:]]
+        self._chunks = [self._pool.submit(self._fetch, at) for at in starts[:-_TAIL_CHUNKS]] + tail
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
@@ -191,6 +199,9 @@ class _Filling:
 
     def _fetch(self, start: int) -> None:
         end = min(start + _CHUNK_BYTES, self._size)
+        if end > self._populated:
+            # Else a direct read makes page tables one page at a time, while the device waits.
+            populate(self._address + start, end - start)
         while start < end:
             # A direct read is of whole blocks; the memory has whole pages.
             room = -(-(end - start) // _PAGE) * _PAGE

@@ -21,6 +21,8 @@ namespace {
 
 constexpr uint64_t kMaxPickleBytes = uint64_t{1} << 30;
 constexpr uint64_t kMaxNoteBytes = 4096;
+// No deflated byte becomes more than 1032.
+constexpr uint64_t kMaxInflation = 1033;
 // The number 0x1950a86a20f9469cfc6c, with which the older format begins, as LONG1.
 constexpr absl::string_view kLegacyMagic = "\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
 
@@ -167,6 +169,9 @@ absl::StatusOr<std::string> TorchFile::ReadRecord(const TorchRecord& record,
   std::string data(zip.stored_bytes, '\0');
   if (!data.empty()) CKPTD_RETURN_IF_ERROR(read_(offset, data.data(), data.size()));
   if (zip.method == kZipDeflated) {
+    if (zip.size_bytes / kMaxInflation > zip.stored_bytes) {
+      return CorruptCheckpoint(name_, zip.header_offset, "its size cannot be true", record.name);
+    }
     std::string inflated(zip.size_bytes, '\0');
     if (absl::Status status = Inflate(data, &inflated); !status.ok()) {
       return CorruptCheckpoint(name_, zip.header_offset, status.message(), record.name);

@@ -26,6 +26,7 @@ class Restarted:
         settings = self.settings
         result = {"memcpy": settings.limits.fastest_memcpy(list(settings.state.tensors.values()))}
         subject = Ckptd(address)
+        subject.client.flush()  # connects, as what it does first would
         _load(settings.state, result, "memory", lambda: subject.client.load(path))
         subject.close()
         again = settings.state.views_of(settings.scratch.map_again())
@@ -44,25 +45,28 @@ def measure(settings):
     ]
     unused = iter(restarted)
     with Daemon(settings.daemon, settings.budget) as daemon:
-        subject = Ckptd(daemon.address, reserve=settings.state.tensors)
-        samples = settings.repeat(SHARE, lambda: _sample(settings, daemon, subject, next(unused)))
-        subject.close()
+        samples = settings.repeat(SHARE, lambda: _sample(settings, daemon, next(unused)))
     for child in restarted:
         child.close()
     return _memory_goals(samples) + _disk_goals(samples)
 
 
-def _sample(settings, daemon, subject, restarted):
+def _sample(settings, daemon, restarted):
     state = settings.state
     path = settings.path()
-    subject.save(state.tensors, path)
-    subject.wait()
-    result = {"new": restarted.call("load", daemon.address, path)}
-    restarted.close()
-    subject.save(state.tensors, path)
-    subject.wait()
+    result = {}
+    for use in ("new", "same"):
+        subject = Ckptd(daemon.address, reserve=state.tensors)
+        subject.save(state.tensors, path)
+        subject.wait()
+        if use == "new":
+            # While another is connected, each gets a copy.
+            subject.close()
+            result["new"] = restarted.call("load", daemon.address, path)
+            restarted.close()
     result["memcpy"] = settings.limits.fastest_memcpy(list(state.tensors.values()))
     _load(state, result, "memory", lambda: subject.client.load(path))
+    subject.close()
     # A new daemon has no image of it.
     with Daemon(settings.daemon, settings.budget) as other:
         cold = Ckptd(other.address, reserve=state.tensors)

@@ -32,6 +32,13 @@ def backend(request, tmp_path_factory, steps_library):
         made.close()
 
 
+@pytest.fixture(autouse=True)
+def let_go(backend):
+    """Of what a test that has failed holds."""
+    yield
+    backend.steps.release()
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Holds checkpoints and nothing else."""

@@ -49,7 +49,10 @@ def subjects() -> List[Subject]:
     wanted = os.environ.get("CKPTD_CONFORMANCE_BACKEND", "")
     if ":" in wanted:
         return [Subject("mine", checkpoint_io=wanted)]
-    return [one for one in everything if wanted in ("", one.name)]
+    found = [one for one in everything if wanted in ("", one.name)]
+    if not found:
+        raise RuntimeError(f"{wanted}: is none of {', '.join(map(str, everything))}")
+    return found
 
 
 def probe(plugin: Path) -> str:
@@ -187,7 +190,7 @@ class Backend:
         """Whether ckptd.verify finds that a file is what was saved."""
         try:
             ckptd.verify(path)
-        except ckptd.CheckpointError:  # damaged, or nothing that it knows
+        except (ckptd.CheckpointError, IsADirectoryError):  # damaged, or nothing that it knows
             return False
         return True
 

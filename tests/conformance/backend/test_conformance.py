@@ -193,7 +193,10 @@ def test_two_at_once(backend, folder):
         except BaseException as error:  # noqa: BLE001 - the test has it
             errors.append(error)
 
-    owners = [threading.Thread(target=save_often, args=(client, 10 * (at + 1))) for at, client in enumerate(clients)]
+    owners = [
+        threading.Thread(target=save_often, args=(client, own))
+        for client, own in zip(clients, (10, 20))
+    ]
     for owner in owners:
         owner.start()
     for owner in owners:

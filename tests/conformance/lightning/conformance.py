@@ -34,6 +34,12 @@ PARTS = (
     "tuner",
 )
 SECONDS_A_TEST = 180
+# What passes with stock alone, and has to.
+EXPLAINED = {
+    "checkpointing/test_trainer_checkpoint.py::test_trainer_save_checkpoint_storage_options": (
+        "replaces a method of TorchCheckpointIO, and asserts that the Trainer has called that"
+    ),
+}
 # A few pass or fail by chance; what failed is run again, that often.
 MORE_TRIES = 2
 
@@ -86,11 +92,14 @@ def main() -> int:
 
 
 def compare(checkout: Path, results: Path, modes: list[str], daemon: Daemon) -> int:
-    """Runs all modes; returns how many of them lack a test that stock passes."""
+    """Runs all modes; returns how many of them lack a test that stock passes, unexplained."""
     parts = os.environ.get("CKPTD_CONFORMANCE_PARTS", "").split() or list(PARTS)
     stock = run(checkout, results, "stock", parts, daemon.address)
-    tests = sorted(ids(stock, "passed") & ids(stock, "used"))
-    print(f"stock: {len(tests)} tests pass that use the default plugin", flush=True)
+    usable = ids(stock, "passed") & ids(stock, "used")
+    tests = sorted(usable - EXPLAINED.keys())
+    print(f"stock: {len(usable)} tests pass that use the default plugin", flush=True)
+    for name in sorted(usable & EXPLAINED.keys()):
+        print(f"  not run with ours: {name}, which {EXPLAINED[name]}", flush=True)
     worse = 0
     for mode in modes:
         missing = set(tests)

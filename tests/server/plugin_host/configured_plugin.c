@@ -10,6 +10,9 @@
 #ifndef MINOR
 #define MINOR CKPTD_PLUGIN_ABI_MINOR
 #endif
+#ifndef MOST_DIGITS
+#define MOST_DIGITS 1
+#endif
 
 static ckptd_code save(const ckptd_host* host, ckptd_call* call, const char* path,
                        const ckptd_spec* spec) {
@@ -32,7 +35,8 @@ static ckptd_code remove_checkpoint(const ckptd_host* host, ckptd_call* call, co
 static ckptd_code configure(const ckptd_host* host, ckptd_call* call, const ckptd_option* options,
                             size_t count) {
   static const char why[] = "level: must be below 10; give another one";
-  if (count == 0 || (strcmp(options[0].key, "level") == 0 && strlen(options[0].value) == 1)) {
+  if (count == 0 ||
+      (strcmp(options[0].key, "level") == 0 && strlen(options[0].value) <= MOST_DIGITS)) {
     return CKPTD_OK;
   }
   host->set_error(call, why, strlen(why));

@@ -120,6 +120,7 @@ class Supervisor:
                 path = _path_of(self._task)
                 self._kill_worker()
                 self._answer(failure(path, "was cancelled", "CANCELLED_BY_REQUEST", code_pb2.CANCELLED))
+                self._ready_worker()
         elif kind in ("save", "remove"):
             self._task = task
             self._begin(task)
@@ -189,6 +190,9 @@ class Supervisor:
         self._answer(
             failure(path, f"host process of {worker.label} {end} while it {doing} {path}", "HOST_DIED")
         )
+        # Its imports take seconds: rather now than when there is a task. One that dies of them has
+        # had none, and is left alone.
+        self._ready_worker()
 
     def _answer(self, status: status_pb2.Status) -> None:
         task, self._task = self._task, None

@@ -3,7 +3,9 @@
 Whatever it does, even its death, is the supervisor's to report.
 """
 
+import contextlib
 import ctypes
+import importlib
 import os
 import pickle
 import signal
@@ -87,8 +89,20 @@ class Runner:
         else:
             positional = (checkpoint, *positional)
         self._base.save_checkpoint(*positional, **named)
-        if any(kind.__name__ == "AsyncCheckpointIO" for kind in type(self._base).__mro__):
-            self._base.teardown()  # waits for its thread, whose end is the save's
+        _await_threads(self._base)
+
+
+def _await_threads(io: Any) -> None:
+    # An AsyncCheckpointIO saves in a thread, whose end is the save's.
+    kinds = {kind.__name__ for kind in type(io).__mro__}
+    try:
+        if "AsyncCheckpointIO" in kinds:
+            io.teardown()
+    finally:
+        if "AsyncCheckpointIO" in kinds:
+            io._error = None  # which it would raise for the next save, too
+        if "_WrappingCheckpointIO" in kinds:
+            _await_threads(io.checkpoint_io)
 
 
 def _bytes(message: Any) -> bytes:
@@ -109,6 +123,10 @@ def _main() -> None:
     from ckptd.relay_process import write_frame
 
     runner = Runner(payload)
+    # A save needs it, and it takes seconds where nothing has imported it: rather now than then, when
+    # somebody hears of what fails.
+    with contextlib.suppress(Exception):
+        importlib.import_module("torch")
     for data in frame:
         write_frame(connection, STATUS, runner.run(*pickle.loads(data)))
     runner.end()

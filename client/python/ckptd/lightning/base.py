@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, Optional
 
 from ..host_spec import Host
 from ..names import PathLike, is_url
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..save import Save
 
 _LOCAL = ("file", "local")
+# By name, as each of Lightning's packages has its own.
+_WRAPPER, _OURS = "_WrappingCheckpointIO", "SidecarCheckpointIO"
 
 
 class Routes:
@@ -27,16 +29,33 @@ class Routes:
     def __init__(self, owner: str, base: Optional[Any]) -> None:
         self._owner = owner
         self._hosts: Dict[str, Host] = {}
-        self.base = base
+        self.base: Optional[Any] = None
         if base is not None:
-            if getattr(base, "checkpoint_io", base) is None:  # a wrapper that wraps nothing yet
-                base.checkpoint_io = _torch_checkpoint_io()
-            self._hosts[""] = Host(base)
-            self._hosts[""].check()
+            self._wrap(base)
+
+    def complete(self, base: Any) -> None:
+        """Takes `base` where there is none: here, or in a wrapper that wraps nothing yet."""
+        if self.base is None:
+            self._wrap(base)
+        else:
+            _fill(self.base, base)
+
+    def _wrap(self, base: Any) -> None:
+        if any(_is(one, _OURS) for one in _layers(base)):
+            # Its save would wait, in the host, for the one that runs there.
+            raise ValueError(
+                f"checkpoint_io: {type(base).__name__} saves through the daemon already; leave out one"
+                f" {self._owner}."
+            )
+        host = Host(base)
+        host.check()
+        self._hosts[""] = host
+        self.base = base
 
     def to(self, path: PathLike) -> Optional[Host]:
         """The host for `path`; None where the daemon writes it itself."""
         if self.base is not None:
+            _fill(self.base, None)
             return self._hosts[""]
         if not is_url(path):
             return None
@@ -53,12 +72,11 @@ class Routes:
         checkpoint: Any,
         path: PathLike,
         overlap: Any,
-        storage_options: Optional[Any],
+        options: Dict[str, Any],
     ) -> "Save":
-        """Saves by the host for `path`."""
+        """Saves by the host for `path`; options: what else its save_checkpoint is given."""
         host = self.to(path)
         assert host is not None
-        options = {"storage_options": storage_options}
         if self._is_of_this_process(path):
             return client.save_here(host, checkpoint, path, **options)
         return client.save_with(host, checkpoint, path, overlap=overlap, **options)
@@ -100,6 +118,29 @@ class Routes:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def is_wrapper(io: Any) -> bool:
+    """Whether `io` is one of Lightning's wrappers of a CheckpointIO, or one of ours."""
+    return _is(io, _WRAPPER) or _is(io, _OURS)
+
+
+def _is(io: Any, kind: str) -> bool:
+    return any(one.__name__ == kind for one in type(io).__mro__)
+
+
+def _layers(io: Any) -> Iterator[Any]:
+    """`io`, what it wraps, and so on."""
+    while io is not None:
+        yield io
+        io = io.checkpoint_io if _is(io, _WRAPPER) else None
+
+
+def _fill(io: Any, base: Optional[Any]) -> None:
+    """Gives `base`, or else Lightning's own, to the wrapper at or in `io` that wraps nothing yet."""
+    *_, innermost = _layers(io)
+    if _is(innermost, _WRAPPER):
+        innermost.checkpoint_io = _torch_checkpoint_io() if base is None else base
 
 
 def local(path: PathLike) -> PathLike:

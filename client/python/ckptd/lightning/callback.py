@@ -84,7 +84,7 @@ class SidecarCheckpoint(*_Bases):  # type: ignore[misc]
         def failed(save: Save, error: SaveError) -> None:
             self.on_checkpoint_failed(trainer, save, error)
 
-        self._follower = Follower(durable, failed, trainer.loggers)
+        self._follower = Follower(trainer, durable, failed, trainer.loggers)
         plugin.follow(self._follower)
 
     def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:

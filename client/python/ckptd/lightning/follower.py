@@ -40,6 +40,8 @@ class _Deferred:
 class Follower:
     """The saves of one run of a Trainer. All calls come from the Trainer's thread.
 
+    trainer:         whose saves they are.
+    ended:           whether `end` was called.
     durable, failed: called once for each save that ended so, in the order in which they were
                      accepted: one that has ended waits for those before it. One that gave way to
                      a newer one ends without.
@@ -48,10 +50,13 @@ class Follower:
 
     def __init__(
         self,
+        trainer: Any,
         durable: Callable[[Save], None],
         failed: Callable[[Save, SaveError], None],
         loggers: List[Any],
     ) -> None:
+        self.trainer = trainer
+        self.ended = False
         self._durable = durable
         self._failed = failed
         self._saves: List[Save] = []
@@ -88,6 +93,7 @@ class Follower:
     def end(self) -> None:
         """Looks for the last time; what fails while an exception is under way is logged."""
         in_flight = exception_in_flight()
+        self.ended = True
         try:
             self.look()
         except Exception:

@@ -12,12 +12,12 @@ from .. import fit_start
 from ..client import Client
 from ..errors import CheckpointError
 from ..names import PathLike
-from .base import Routes, local
+from .base import Routes, is_wrapper, local
 from .in_flight import exception_in_flight
 from .packages import FABRIC, classes
 from .progress import progress
 from .strategies import check_strategy
-from .trained import trained_by_caller
+from .trained import trained_by_caller, trainer_above
 
 if TYPE_CHECKING:
     from .follower import Follower
@@ -28,7 +28,9 @@ _log = logging.getLogger("ckptd")
 _REQUEUE_NAME = re.compile(r"hpc_ckpt_\d+\.ckpt")
 # Images that a training run keeps warm: one is being copied into while another is being written.
 _WARM_IMAGES = 2
-
+# In place of an argument that the caller left out: a base is given what the caller gave, and may
+# not know the rest.
+_LEFT_OUT: Any = object()
 
 _Bases = classes(FABRIC, "plugins", "CheckpointIO")
 
@@ -75,17 +77,14 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
             )
         if overlap and visible != "when_durable":
             raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
-        if checkpoint_io is not None and (visible != "when_durable" or backend != "torch"):
-            raise ValueError(
-                f"checkpoint_io: {type(checkpoint_io).__name__} writes what it likes, where it likes,"
-                " so that backend= and visible= do not go with it; leave them out."
-            )
         self.backend = backend
         self.wait = wait
         self.visible = visible
         self.verify = verify
         self.overlap = overlap
         self.client = client if client is not None else Client()
+        if checkpoint_io is not None:
+            self._check_goes_with(checkpoint_io)
         self._routes = Routes(type(self).__name__, checkpoint_io)
         self._followers: List[Follower] = []
         self._expect_fit()
@@ -95,8 +94,22 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         """The CheckpointIO that this one makes asynchronous, if any."""
         return self._routes.base
 
+    @checkpoint_io.setter
+    def checkpoint_io(self, checkpoint_io: Any) -> None:
+        """Sets it where there is none, also within wrappers of Lightning's; one that is set stays."""
+        assert not is_wrapper(checkpoint_io), "a wrapper can be set by the constructor only"
+        self._check_goes_with(checkpoint_io)
+        self._routes.complete(checkpoint_io)
+
+    def _check_goes_with(self, checkpoint_io: Any) -> None:
+        if self.visible != "when_durable" or self.backend != "torch":
+            raise ValueError(
+                f"checkpoint_io: {type(checkpoint_io).__name__} writes what it likes, where it likes,"
+                " so that backend= and visible= do not go with it; leave them out."
+            )
+
     def save_checkpoint(
-        self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Optional[Any] = None
+        self, checkpoint: Dict[str, Any], path: PathLike, storage_options: Optional[Any] = _LEFT_OUT
     ) -> None:
         """Saves `checkpoint` to `path`; it may be changed as soon as this returns.
 
@@ -105,7 +118,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         """
         path = local(path)
         hosted = self._routes.to(path) is not None
-        if storage_options is not None and not hosted:
+        options = _given(storage_options=storage_options)
+        if options.get("storage_options") is not None and not hosted:
             raise TypeError(
                 "`Trainer.save_checkpoint(..., storage_options=...)` with `storage_options` arg is"
                 f" not supported for `{type(self).__name__}`. Please implement your custom"
@@ -114,12 +128,12 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         trained = trained_by_caller(self) if self.overlap else None
         prepared, overlap = self._prepare(checkpoint), trained or None
         if hosted:
-            save = self._routes.save(self.client, prepared, path, overlap, storage_options)
+            save = self._routes.save(self.client, prepared, path, overlap, options)
         else:
             save = self.client.save(
                 prepared, path, backend=self.backend, overlap=overlap, visible=self.visible
             )
-        for follower in self._followers:
+        for follower in self._followers_here():
             follower.accepted(save)
         if self.wait == "durable" or _REQUEUE_NAME.fullmatch(os.path.basename(save.path)):
             save.result()
@@ -130,26 +144,26 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
     def load_checkpoint(
         self,
         path: PathLike,
-        map_location: Optional[Any] = None,
-        weights_only: Optional[bool] = None,
+        map_location: Optional[Any] = _LEFT_OUT,
+        weights_only: Optional[bool] = _LEFT_OUT,
     ) -> Dict[str, Any]:
         """Loads the checkpoint at `path`, after the saves to it that were accepted before.
 
         map_location: as torch.load takes it; the CPU if None. weights_only: handed to torch.load.
+        A checkpoint_io is given those that are given here, None included.
         Raises FileNotFoundError if there is none, CorruptCheckpointError.
         """
         path = local(path)
         loaded: Dict[str, Any]
+        given = _given(map_location=map_location, weights_only=weights_only)
         if self._routes.to(path) is not None:
-            # As they were given: an older CheckpointIO does not know the last one.
-            given = {"map_location": map_location, "weights_only": weights_only}
-            named = {name: value for name, value in given.items() if value is not None}
             loaded = self._routes.load(
-                self.client, path, lambda base: base.load_checkpoint(path, **named)
+                self.client, path, lambda base: base.load_checkpoint(path, **given)
             )
         else:
-            location = "cpu" if map_location is None else map_location
-            loaded = self.client.load(path, location, weights_only, verify=self.verify)
+            if given.get("map_location") is None:
+                given["map_location"] = "cpu"
+            loaded = self.client.load(path, **given, verify=self.verify)
         return loaded
 
     def remove_checkpoint(self, path: PathLike) -> None:
@@ -170,7 +184,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         training is under way, it adds a note to that and logs the failure instead.
         """
         in_flight = exception_in_flight()
-        followers, self._followers = self._followers, []
+        followers = self._followers_here()
+        self._followers = [one for one in self._followers if one not in followers]
         try:
             try:
                 self._flush(in_flight)
@@ -194,8 +209,14 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
             _log.exception("teardown of %s failed, too", type(self.checkpoint_io).__name__)
 
     def follow(self, follower: Follower) -> None:
-        """Has `follower` given each save that is accepted from now on, until teardown ends it."""
-        self._followers.append(follower)
+        """Has `follower` given each save of its Trainer from now on, until its teardown ends it."""
+        # A strategy that tears no plugin down leaves some that have ended.
+        self._followers = [one for one in self._followers if not one.ended] + [follower]
+
+    def _followers_here(self) -> List[Follower]:
+        """Those of the Trainer that calls; one that trains within another has its own."""
+        trainer = trainer_above()
+        return [one for one in self._followers if trainer is None or one.trainer is trainer]
 
     def _flush(self, in_flight: Optional[BaseException]) -> None:
         try:
@@ -242,3 +263,7 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
     def __setstate__(self, state: Dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._expect_fit()
+
+
+def _given(**arguments: Any) -> Dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not _LEFT_OUT}

@@ -8,8 +8,8 @@ import threading
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional
 
-from ..frames import callers
 from ..save import Save
+from .trained import trainer_above
 
 #: Seconds that a flush may last unseen.
 DELAY_SECONDS = 2.0
@@ -23,7 +23,7 @@ def progress(saves: List[Save]) -> Iterator[None]:
     It is wanted where a Trainer further up the stack shows a progress bar: not on other ranks than
     0, not with enable_progress_bar=False, and not outside a Trainer.
     """
-    if not saves or not _wanted(_trainer_above()):
+    if not saves or not _wanted(trainer_above()):
         yield
         return
     done = threading.Event()
@@ -51,15 +51,6 @@ def _show(saves: List[Save], done: threading.Event) -> None:
 
 def _written(save: Save) -> int:
     return save.total_bytes if save.done() else save.persisted_bytes
-
-
-def _trainer_above() -> Optional[Any]:
-    """The Trainer that has called, by way of its strategy."""
-    for frame in callers():
-        owner = frame.f_locals.get("self")
-        if hasattr(type(owner), "progress_bar_callback"):
-            return owner
-    return None
 
 
 def _wanted(trainer: Optional[Any]) -> bool:

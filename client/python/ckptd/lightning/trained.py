@@ -1,10 +1,19 @@
-"""Finds what a Trainer trains: whose hooks an overlapped save has to wait in."""
+"""Finds the Trainer that calls, and what it trains: whose hooks an overlapped save has to wait in."""
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any, List, Optional
 
 from ..frames import callers
+
+
+def trainer_above() -> Optional[Any]:
+    """The Trainer that has called, by way of its strategy or of the user's code."""
+    for frame in callers():
+        owner = frame.f_locals.get("self")
+        if hasattr(type(owner), "progress_bar_callback"):
+            return owner
+    return None
 
 
 def trained_by_caller(io: Any) -> List[Any]:

@@ -1,0 +1,182 @@
+"""Where a user's own CheckpointIO runs: hosts that die, are cancelled, and cannot be started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ckptd
+import own_io
+import psutil
+import pytest
+import torch
+from ckptd.lightning import SidecarCheckpointIO
+from harness import CKPTCTL, REPO, wait_until
+from mounts import another_container, needs_root
+from own_io import Mine
+
+
+PLACES = ["here", pytest.param("another container", marks=needs_root)]
+
+
+@pytest.fixture
+def wrapper(client):
+    return SidecarCheckpointIO(Mine(), client=client)
+
+
+@pytest.fixture
+def make_placed(make_daemon):
+    """Makes a daemon that starts hosts itself, or one that cannot see this interpreter."""
+
+    def make(place, own_memory=False):
+        if place == "here":
+            return make_daemon()
+        return make_daemon(wrapper=another_container(sys.executable, own_memory))
+
+    return make
+
+
+def children(process):
+    """The processes that one has started, by now."""
+    return psutil.Process(process.pid).children()
+
+
+def has_ended(process):
+    """Whether a process is dead, if not reaped."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_end_of_its_process_is_that_saves_error(wrapper, tmp_path):
+    wrapper.save_checkpoint({"exit": True}, tmp_path / "a.ckpt")
+    with pytest.raises(ckptd.SaveError, match="exit code 3") as info:
+        wrapper.client.flush()
+    assert info.value.reason == "HOST_DIED"
+    wrapper.save_checkpoint({"n": 1}, tmp_path / "b.ckpt")
+    wrapper.teardown()
+    assert (tmp_path / "b.ckpt").exists()
+
+
+def test_the_next_process_is_there_before_it_is_needed(make_daemon, tmp_path):
+    daemon = make_daemon()
+    wrapper = SidecarCheckpointIO(Mine(), client=daemon.client())
+    wrapper.save_checkpoint({"exit": True}, tmp_path / "a.ckpt")
+    with pytest.raises(ckptd.SaveError, match="exit code 3"):
+        wrapper.client.flush()
+    (supervisor,) = children(daemon.process)
+    (worker,) = wait_until(supervisor.children, "the next worker")
+    wrapper.save_checkpoint({"by": 0}, tmp_path / "b.ckpt")
+    assert wrapper.load_checkpoint(tmp_path / "b.ckpt")["by"] == worker.pid
+    wrapper.teardown()
+
+
+def test_a_host_that_is_killed_is_started_again(make_daemon, tmp_path):
+    daemon = make_daemon()
+    wrapper = SidecarCheckpointIO(Mine(), client=daemon.client())
+    wrapper.save_checkpoint({"n": 1}, tmp_path / "a.ckpt")
+    wrapper.client.flush()
+    for host in children(daemon.process):
+        host.send_signal(signal.SIGKILL)
+    # Until the daemon has seen it, a task may still go to it, and dies with it.
+    wait_until(lambda: "ended with signal 9" in daemon.log.read_text(), "the host's end")
+    wrapper.save_checkpoint({"n": 2}, tmp_path / "b.ckpt")
+    wrapper.teardown()
+    assert (tmp_path / "b.ckpt").exists()
+    assert "writing b.ckpt" in daemon.log.read_text()
+    # Nobody needs it any more.
+    host = psutil.Process(daemon.process.pid)
+    wait_until(lambda: not host.children(recursive=True), "the end of the host")
+
+
+def test_cancelled_where_it_hangs(daemon, client, tmp_path):
+    wrapper = SidecarCheckpointIO(Mine(until=tmp_path / "never"), client=client)
+    wrapper.save_checkpoint({"n": 1}, tmp_path / "a.ckpt")
+    (save,) = client.pending()
+    wait_until(lambda: save.done() or save.state == "PERSISTING", "the save to be begun")
+    job, name = save.name.split("/")[1::2]
+    command = [CKPTCTL, "--address", daemon.address, "cancel", f"{job}/{name}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(ckptd.SaveError, match="cancel") as info:
+        client.flush()
+    assert info.value.reason == "CANCELLED_BY_REQUEST"
+    wrapper.save_checkpoint({"n": 2, "until": ""}, tmp_path / "b.ckpt")
+    wrapper.teardown()
+    assert [one for one in os.listdir(tmp_path) if one.endswith(".ckpt")] == ["b.ckpt"]
+
+
+@needs_root
+def test_daemon_that_shares_neither_programs_nor_memory(make_placed, tmp_path):
+    daemon = make_placed("another container", own_memory=True)
+    wrapper, path = SidecarCheckpointIO(Mine(), client=daemon.client()), tmp_path / "a.ckpt"
+    state = {"w": torch.arange(1_000_000), "by": 0}
+    wrapper.save_checkpoint(state, path)
+    assert not daemon.pool.exists()  # here
+    state["w"].zero_()
+    loaded = wrapper.load_checkpoint(path)
+    assert torch.equal(loaded["w"], torch.arange(1_000_000))
+    worker = psutil.Process(loaded["by"])
+    assert not children(daemon.process)
+    # It dies, is found dead by the next save, and started again.
+    worker.parent().kill()
+
+    def saved():
+        wrapper.save_checkpoint({"by": 0}, tmp_path / "b.ckpt")
+        with contextlib.suppress(ckptd.SaveError):  # the daemon has not yet seen its end
+            wrapper.client.flush()
+            return True
+
+    wait_until(saved, "a save by the next host", 60)
+    supervisor = psutil.Process(wrapper.load_checkpoint(tmp_path / "b.ckpt")["by"]).parent()
+    wrapper.save_checkpoint({"raise": True}, tmp_path / "c.ckpt")
+    wrapper.remove_checkpoint(path)
+    with pytest.raises(ckptd.SaveError, match="no luck"):
+        wrapper.teardown()
+    # As its job has a save that failed.
+    assert path.exists()
+    wait_until(lambda: has_ended(supervisor), "the end of the host, which nobody needs any more")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_outlives_the_trainer_that_defines_it(make_placed, tmp_path, place):
+    daemon = make_placed(place)
+    path, go = tmp_path / "a.ckpt", tmp_path / "go"
+    program = Path(own_io.__file__).read_text().replace("from __future__ import annotations", "")
+    program += f"""
+import ckptd, signal
+from ckptd.lightning import SidecarCheckpointIO
+
+client = ckptd.Client(address={daemon.address!r}, on_unavailable="raise")
+io = SidecarCheckpointIO(Mine(until={str(go)!r}), client=client)
+io.save_checkpoint({{"w": torch.ones(3)}}, {str(path)!r})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    script = tmp_path / "train.py"
+    script.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(REPO / "client" / "python")}
+    # Whoever reads what it prints sees the end of that with it.
+    done = subprocess.run(
+        [sys.executable, script], env=environment, stdout=subprocess.PIPE, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not path.exists()
+    go.touch()
+    wait_until(path.exists, "the save")
+    wait_until(lambda: not daemon.status().queue.staging_count, "its end")
+    assert torch.equal(torch.load(path)["w"], torch.ones(3))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_another_daemon_goes_on_with_it(make_placed, tmp_path, place):
+    daemon = make_placed(place)
+    go, path = tmp_path / "go", tmp_path / "a.ckpt"
+    wrapper = SidecarCheckpointIO(Mine(until=go), client=daemon.client())
+    wrapper.save_checkpoint({"n": 7}, path)
+    daemon.kill()
+    daemon.start()
+    go.touch()
+    wrapper.teardown()
+    assert torch.load(path)["n"] == 7
