@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import steps as counting  # noqa: E402 - found through that path
-from subjects import Backend, subjects  # noqa: E402
+from tested import Backend, subjects  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import objects
 import pytest
 import torch
 from harness import REPO
-from subjects import plain
+from tested import plain
 
 #: The reasons of the one table.
 REASONS = set(re.findall(r"`([A-Z_]{4,})`", (REPO / "docs" / "errors.md").read_text("utf-8")))

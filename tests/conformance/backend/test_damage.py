@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import ckptctl_verifies, plain
+from tested import ckptctl_verifies, plain
 
 STATE = {"w": torch.arange(6.0), "b": torch.tensor([1, 2, 3])}
 #: Of the bytes of one file; a hole in a larger one is as good as any other.

@@ -14,8 +14,8 @@ import pytest
 import torch
 from ckptd.v1 import checkpoint_pb2 as pb
 from harness import wait_until
-from subjects import plain
 from test_conformance import REASONS
+from tested import plain
 
 STATES = [{"w": torch.full((3, 4), float(seed)), "b": torch.arange(seed, seed + 5)} for seed in (1, 2)]
 #: Calls of one operation; more are no failure of the backend, but not tried one by one.
