@@ -2,7 +2,7 @@
 
 usage: lightning_ranks.py FOLDER STRATEGY...
 
-STRATEGY-own: saves by a CheckpointIO of one's own, and has each rank load.
+STRATEGY-own: saves by a CheckpointIO of one's own. Where ranks run the whole program, each loads.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def run(folder, name):
     )
     model = Model(folder)
     trainer.fit(model)
-    if own:
+    if name == "ddp-own":
         trainer.test(model, ckpt_path=checkpoints.last_model_path, verbose=False, weights_only=False)
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)
     found = {
