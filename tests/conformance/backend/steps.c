@@ -103,24 +103,24 @@ static int step_at(int dir, const char* path) {
   return result;
 }
 
-#define NEXT(name)                                              \
-  static __typeof__(&name) next;                                \
+#define NEXT(name)               \
+  static __typeof__(&name) next; \
   if (next == NULL) next = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
-#define OPENER(name, before, arguments, dir, path, call)                       \
-  int name before {                                                            \
-    mode_t mode = 0;                                                           \
-    NEXT(name);                                                                \
-    if ((flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE) {          \
-      va_list rest;                                                            \
-      va_start(rest, flags);                                                   \
-      mode = va_arg(rest, mode_t);                                             \
-      va_end(rest);                                                            \
-      if (step_at(dir, path) != 0) return -1;                                  \
-    } else if ((flags & O_TRUNC) != 0 && step_at(dir, path) != 0) {            \
-      return -1;                                                               \
-    }                                                                          \
-    return next call;                                                          \
+#define OPENER(name, before, arguments, dir, path, call)              \
+  int name before {                                                   \
+    mode_t mode = 0;                                                  \
+    NEXT(name);                                                       \
+    if ((flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE) { \
+      va_list rest;                                                   \
+      va_start(rest, flags);                                          \
+      mode = va_arg(rest, mode_t);                                    \
+      va_end(rest);                                                   \
+      if (step_at(dir, path) != 0) return -1;                         \
+    } else if ((flags & O_TRUNC) != 0 && step_at(dir, path) != 0) {   \
+      return -1;                                                      \
+    }                                                                 \
+    return next call;                                                 \
   }
 OPENER(open, (const char* path, int flags, ...), , AT_FDCWD, path, (path, flags, mode))
 OPENER(open64, (const char* path, int flags, ...), , AT_FDCWD, path, (path, flags, mode))
@@ -167,11 +167,11 @@ WRAP(int, mkdir, (const char* path, mode_t mode), step_at(AT_FDCWD, path), (path
 WRAP(int, mkdirat, (int dir, const char* path, mode_t mode), step_at(dir, path), (dir, path, mode))
 
 /* stdio writes past all of the above. */
-#define STREAM_OPENER(name)                                                                   \
-  FILE* name(const char* path, const char* mode) {                                            \
-    NEXT(name);                                                                               \
-    if (strpbrk(mode, "wa+") != NULL && step_at(AT_FDCWD, path) != 0) return NULL;            \
-    return next(path, mode);                                                                  \
+#define STREAM_OPENER(name)                                                        \
+  FILE* name(const char* path, const char* mode) {                                 \
+    NEXT(name);                                                                    \
+    if (strpbrk(mode, "wa+") != NULL && step_at(AT_FDCWD, path) != 0) return NULL; \
+    return next(path, mode);                                                       \
   }
 STREAM_OPENER(fopen)
 STREAM_OPENER(fopen64)
