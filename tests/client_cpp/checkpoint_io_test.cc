@@ -12,11 +12,11 @@
 #include <utility>
 #include <vector>
 
-#include "plugins/torch/pickle/writer.h"
 #include "client/cpp/torch/capture.h"
 #include "client/cpp/torch/dtype.h"
 #include "client/cpp/torch/restore.h"
 #include "client/cpp/torch/sidecar_checkpoint_io.h"
+#include "plugins/torch/pickle/writer.h"
 #include "proto/status/error_info.h"
 #include "tests/client_cpp/test_daemon.h"
 #include "tests/server/testing/temp_dir.h"

@@ -87,9 +87,8 @@ TEST_F(SafetensorsPluginTest, TellsItsTensors) {
   ASSERT_EQ(Verify(Sealed(&host_, Tensors())), CKPTD_OK) << host_.error();
   ASSERT_EQ(SafetensorsPlugin()->inspect(PluginHost(), &host_, (dir_.path() + "/x").c_str()),
             CKPTD_OK);
-  EXPECT_THAT(host_.found(),
-              testing::ElementsAre("b.s float32 [] 4", "b.w float32 [2,3] 24", "h bfloat16 [2,3] 12",
-                                   "a uint8 [2,3] 6"));
+  EXPECT_THAT(host_.found(), testing::ElementsAre("b.s float32 [] 4", "b.w float32 [2,3] 24",
+                                                  "h bfloat16 [2,3] 12", "a uint8 [2,3] 6"));
 }
 
 TEST_F(SafetensorsPluginTest, RefusesByNameWhatTheFormatCannotHold) {

@@ -223,7 +223,6 @@ TEST_F(HostedTest, WrongRequestsAreRefused) {
               IsError(StatusCode::kInvalidArgument, "INVALID_REQUEST"));
 }
 
-
 TEST_F(HostedTest, SaysSoWhereABackendCannotTell) {
   v1::VerifyCheckpointRequest request;
   request.set_path("/f");
