@@ -7,6 +7,8 @@
 #include <string.h>
 
 #define MAX_TENSORS 20000
+#define APPEND(to, room, ...) \
+  length += (size_t)snprintf((to) + length, (room) - length, __VA_ARGS__)
 
 /* torch's names and numpy's; what numpy has no name for is refused. */
 static const char* const kDtypes[][2] = {
@@ -34,12 +36,9 @@ static const char* numpy_dtype(const char* torch) {
 /* The format's head: 10 bytes, and a Python dict that is padded to a multiple of 64. */
 static size_t npy_head(const ckptd_tensor* t, const char* dtype, char head[1024]) {
   size_t d, length = 10;
-  length += (size_t)snprintf(head + length, 128,
-                             "{'descr': '%s', 'fortran_order': False, 'shape': (", dtype);
-  for (d = 0; d < t->rank; ++d) {
-    length += (size_t)snprintf(head + length, 32, "%lld,", (long long)t->shape[d]);
-  }
-  length += (size_t)snprintf(head + length, 32, "), }");
+  APPEND(head, 1024, "{'descr': '%s', 'fortran_order': False, 'shape': (", dtype);
+  for (d = 0; d < t->rank; ++d) APPEND(head, 1024, "%lld,", (long long)t->shape[d]);
+  APPEND(head, 1024, "), }");
   while (length % 64 != 63) head[length++] = ' ';
   head[length++] = '\n';
   memcpy(head, "\x93NUMPY\x01\x00", 8);
@@ -50,45 +49,33 @@ static size_t npy_head(const ckptd_tensor* t, const char* dtype, char head[1024]
 
 static ckptd_code save(const ckptd_host* host, ckptd_call* call, const char* path,
                        const ckptd_spec* spec) {
-  char folder[4096], file[4200], head[1024], *text = NULL;
-  size_t i, d, length = 0;
-  FILE* index;
+  static char text[MAX_TENSORS * 720];
+  char folder[4096], file[4200], head[1024];
+  size_t i, d, length = (size_t)snprintf(text, 32, "%zu\n", spec->tensor_count);
   ckptd_code code;
   if (spec->option_count > 0) {
-    return fail(host, call, CKPTD_INVALID_ARGUMENT, spec->options[0].key,
-                "npy has no place for it");
+    return fail(host, call, CKPTD_INVALID_ARGUMENT, spec->options[0].key, "npy cannot keep it");
   }
-  for (i = 0; i < spec->tensor_count; ++i) {
-    const ckptd_tensor* t = &spec->tensors[i];
-    if (numpy_dtype(t->dtype) == NULL || t->rank > 16 || strpbrk(t->name, "\t\n") != NULL ||
-        t->name[0] == 0 || strlen(t->name) > 255 || spec->tensor_count > MAX_TENSORS) {
-      return fail(host, call, CKPTD_INVALID_ARGUMENT, t->name, "numpy cannot hold such a tensor");
-    }
-  }
-  index = open_memstream(&text, &length);
-  if (index == NULL) return fail(host, call, CKPTD_RESOURCE_EXHAUSTED, path, "no memory");
-  fprintf(index, "%zu\n", spec->tensor_count);
   code = host->make_folder(call, path, folder, sizeof(folder));
   for (i = 0; code == CKPTD_OK && i < spec->tensor_count; ++i) {
     const ckptd_tensor* t = &spec->tensors[i];
-    const ckptd_bytes pieces[] = {{head, npy_head(t, numpy_dtype(t->dtype), head)},
-                                  {t->data, (size_t)t->size_bytes}};
+    const char* dtype = numpy_dtype(t->dtype);
+    ckptd_bytes pieces[] = {{head, 0}, {t->data, (size_t)t->size_bytes}};
+    if (dtype == NULL || t->rank > 16 || strpbrk(t->name, "\t\n") != NULL || t->name[0] == 0 ||
+        strlen(t->name) > 255 || spec->tensor_count > MAX_TENSORS) {
+      return fail(host, call, CKPTD_INVALID_ARGUMENT, t->name, "numpy cannot hold such a tensor");
+    }
+    pieces[0].length = npy_head(t, dtype, head);
     snprintf(file, sizeof(file), "%s/%zu.npy", folder, i);
     code = host->write_file(call, file, pieces, 2);
-    fprintf(index, "%s\t%zu.npy\t%s\t%llu\t(", t->name, i, t->dtype,
-            (unsigned long long)t->size_bytes);
-    for (d = 0; d < t->rank; ++d) fprintf(index, "%lld,", (long long)t->shape[d]);
-    fprintf(index, ")\n");
+    APPEND(text, sizeof(text), "%s\t%zu.npy\t%s\t%llu\t(", t->name, i, t->dtype,
+           (unsigned long long)t->size_bytes);
+    for (d = 0; d < t->rank; ++d) APPEND(text, sizeof(text), "%lld,", (long long)t->shape[d]);
+    APPEND(text, sizeof(text), ")\n");
   }
-  if (fclose(index) != 0) code = fail(host, call, CKPTD_RESOURCE_EXHAUSTED, path, "no memory");
-  if (code == CKPTD_OK) {
-    const ckptd_bytes piece = {text, length};
-    snprintf(file, sizeof(file), "%s/index.tsv", folder);
-    code = host->write_file(call, file, &piece, 1);
-  }
-  if (code == CKPTD_OK) code = host->publish_folder(call, folder, path);
-  free(text);
-  return code;
+  snprintf(file, sizeof(file), "%s/index.tsv", folder);
+  if (code == CKPTD_OK) code = host->write_file(call, file, &(ckptd_bytes){text, length}, 1);
+  return code == CKPTD_OK ? host->publish_folder(call, folder, path) : code;
 }
 
 /* The index, as it was read last. */
@@ -96,23 +83,20 @@ static char names[MAX_TENSORS][256], dtypes[MAX_TENSORS][16];
 static int64_t shapes[MAX_TENSORS][16];
 static ckptd_tensor tensors[MAX_TENSORS];
 
-static ckptd_code read_index(const ckptd_host* host, ckptd_call* call, const char* path,
-                             size_t* n) {
+static ckptd_code get_index(const ckptd_host* host, ckptd_call* call, const char* path, size_t* n) {
   char file[4200], shape[512];
   unsigned long long bytes;
   size_t count = MAX_TENSORS + 1;
-  FILE* in;
   snprintf(file, sizeof(file), "%s/index.tsv", path);
-  in = fopen(file, "r");
+  FILE* in = fopen(file, "r");
   if (in == NULL) return fail(host, call, CKPTD_NOT_FOUND, file, "not there");
   if (fscanf(in, "%zu%*c", &count) != 1 || count > MAX_TENSORS) count = MAX_TENSORS + 1;
   for (*n = 0; *n < count && count <= MAX_TENSORS; ++*n) {
     ckptd_tensor* t = &tensors[*n];
     char* at = shape + 1;
-    if (fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]%*c", names[*n], dtypes[*n], &bytes,
-               shape) != 4) {
-      break;
-    }
+    const int fields = fscanf(in, "%255[^\t]\t%*s\t%15s\t%llu\t%511[^\n]%*c", names[*n], dtypes[*n],
+                              &bytes, shape);
+    if (fields != 4) break;
     *t = (ckptd_tensor){names[*n], dtypes[*n], shapes[*n], NULL, 0, bytes, NULL};
     for (; *at >= '0' && *at <= '9' && t->rank < 16; at += *at == ',') {
       shapes[*n][t->rank++] = strtoll(at, &at, 10);
@@ -124,7 +108,7 @@ static ckptd_code read_index(const ckptd_host* host, ckptd_call* call, const cha
 
 static ckptd_code inspect(const ckptd_host* host, ckptd_call* call, const char* path) {
   size_t i, n;
-  ckptd_code code = read_index(host, call, path, &n);
+  ckptd_code code = get_index(host, call, path, &n);
   for (i = 0; code == CKPTD_OK && i < n; ++i) code = host->found(call, &tensors[i]);
   return code;
 }
@@ -135,19 +119,17 @@ static ckptd_code load(const ckptd_host* host, ckptd_call* call, const char* pat
   ckptd_spec spec = {sizeof(ckptd_spec), 0, tensors, 0, NULL, 0};
   char file[4200];
   size_t i;
-  ckptd_code code = read_index(host, call, path, &spec.tensor_count);
+  ckptd_code code = get_index(host, call, path, &spec.tensor_count);
   (void)verify;
   if (code == CKPTD_OK) code = host->allocate(call, &spec, data);
   for (i = 0; code == CKPTD_OK && i < spec.tensor_count; ++i) {
     const size_t size = tensors[i].size_bytes;
-    FILE* in;
     snprintf(file, sizeof(file), "%s/%zu.npy", path, i);
-    in = fopen(file, "rb");
-    if (in == NULL) return fail(host, call, CKPTD_DATA_LOSS, file, "missing");
-    if (fseek(in, -(long)size, SEEK_END) != 0 || fread(data[i], 1, size, in) != size) {
-      code = fail(host, call, CKPTD_DATA_LOSS, file, "was cut");
+    FILE* in = fopen(file, "rb");
+    if (in == NULL || fseek(in, -(long)size, SEEK_END) || fread(data[i], 1, size, in) != size) {
+      code = fail(host, call, CKPTD_DATA_LOSS, file, "missing, or cut");
     }
-    fclose(in);
+    if (in != NULL) fclose(in);
   }
   return code;
 }

@@ -193,7 +193,8 @@ void RemoveOthers(const ckptd_host* host, ckptd_call* call, const std::string& f
   }
   for (const std::string& name : others) {
     (void)host->cancelled(call);
-    const std::string path = folder + "/" + name;
+    std::string path = folder;
+    path.append("/").append(name);
     if (unlink(path.c_str()) == 0) continue;
     std::string message = path + ": is left over, and cannot be removed: ";
     message.append(strerrordesc_np(errno));

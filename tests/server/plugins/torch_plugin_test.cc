@@ -127,7 +127,8 @@ TEST(TorchPluginTest, TellsTensorsAndDamage) {
                                                  "mask bool [3] 3"));
   EXPECT_EQ(TorchPlugin()->verify(PluginHost(), &host, path.c_str()), CKPTD_OK) << host.error();
 
-  bytes[bytes.find("data/0") + 100] ^= 1;
+  const size_t payload = bytes.find("data/0") + 68;
+  bytes[payload + 3] ^= 1;
   WriteFile(path, bytes);
   EXPECT_EQ(TorchPlugin()->verify(PluginHost(), &host, path.c_str()), CKPTD_DATA_LOSS);
   host.CancelAt(host.sealed().size() + 1);
