@@ -18,14 +18,8 @@ absl::Status Tell(const ckptd_host* host, ckptd_call* call, const std::string& p
                   const TorchTable& table) {
   for (size_t i = 0; i < table.values.size(); ++i) {
     if (table.values[i].kind != TorchValue::Kind::kTensor) continue;
-    const TorchTensor& tensor = table.tensors[table.values[i].tensor];
-    const std::string name = i == 0 ? "data" : table.PathOf(i);
-    const bool scalar = tensor.shape.empty();
-    CKPTD_RETURN_IF_ERROR(
-        TellFound(host, call,
-                  {name.c_str(), tensor.dtype.c_str(), scalar ? nullptr : tensor.shape.data(),
-                   scalar ? nullptr : tensor.strides.data(), tensor.shape.size(),
-                   tensor.element_count() * tensor.item_bytes, nullptr}));
+    CKPTD_RETURN_IF_ERROR(TellTensor(host, call, i == 0 ? "data" : table.PathOf(i),
+                                     table.tensors[table.values[i].tensor]));
   }
   if (table.unknown.empty()) return absl::OkStatus();
   const std::string warning = absl::StrCat(
@@ -36,6 +30,15 @@ absl::Status Tell(const ckptd_host* host, ckptd_call* call, const std::string& p
 }
 
 }  // namespace
+
+absl::Status TellTensor(const ckptd_host* host, ckptd_call* call, const std::string& name,
+                        const TorchTensor& tensor) {
+  const bool scalar = tensor.shape.empty();
+  return TellFound(host, call,
+                   {name.c_str(), tensor.dtype.c_str(), scalar ? nullptr : tensor.shape.data(),
+                    scalar ? nullptr : tensor.strides.data(), tensor.shape.size(),
+                    tensor.element_count() * tensor.item_bytes, nullptr});
+}
 
 ckptd_code VerifyTorch(const ckptd_host* host, ckptd_call* call, const char* path) {
   return WithFile(host, call, path, [path](uint64_t size_bytes, ReadAt read) {

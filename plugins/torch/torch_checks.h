@@ -1,7 +1,11 @@
 #ifndef CKPTD_PLUGINS_TORCH_TORCH_CHECKS_H_
 #define CKPTD_PLUGINS_TORCH_TORCH_CHECKS_H_
 
+#include <string>
+
+#include "absl/status/status.h"
 #include "plugins/abi/plugin.h"
+#include "plugins/torch/read/torch_tensor.h"
 
 namespace ckptd {
 
@@ -11,6 +15,10 @@ namespace ckptd {
 // and a warning names these.
 ckptd_code VerifyTorch(const ckptd_host* host, ckptd_call* call, const char* path);
 ckptd_code InspectTorch(const ckptd_host* host, ckptd_call* call, const char* path);
+
+// Tells a tensor of a torch file by host->found.
+absl::Status TellTensor(const ckptd_host* host, ckptd_call* call, const std::string& name,
+                        const TorchTensor& tensor);
 
 }  // namespace ckptd
 

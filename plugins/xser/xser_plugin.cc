@@ -27,6 +27,7 @@
 
 #include "plugins/torch/pickle/tensor.h"
 #include "plugins/torch/torch_plugin.h"
+#include "plugins/xser/xser_checks.h"
 
 namespace ckptd {
 namespace {
@@ -282,6 +283,8 @@ ckptd_backend Table() {
   table.version = CKPTD_VERSION;
   table.save = Save;
   table.remove = Remove;
+  table.verify = VerifyXser;
+  table.inspect = InspectXser;
   return table;
 }
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from test_inspect import ckptctl as run_ckptctl
 from zips import damage, forge, record
 
 import ckptd
@@ -181,6 +182,29 @@ def _plain(value):
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_ckptctl_tells_its_tensors_and_its_damage(daemon, client, path):
+    client.save(state(), path, backend="xla-xser").result()
+
+    def ckptctl(command, code=0):
+        options = ["--backend", "xla-xser"]
+        return run_ckptctl(command, path, *options, address=daemon.address, code=code)
+
+    told = [line.split() for line in ckptctl("inspect")[0].splitlines()]
+    assert ["model.w", "float32", "[3,", "4]", "48", "B"] in told
+    assert ["model.tied", "float32", "[3,", "4]", "48", "B"] in told
+    assert ["moments.1.0", "int64", "[]", "8", "B"] in told
+    ckptctl("verify")
+    tensors = [path.parent / f"{path.name}.tensors" / name for name in files(path)]
+    for file in (path, tensors[0], tensors[-1]):
+        content = file.read_bytes()
+        damage(file, "data.pkl")
+        assert "CRC-32" in ckptctl("verify", code=1)[0]
+        file.write_bytes(content)
+    ckptctl("verify")
+    tensors[-1].unlink()
+    assert tensors[-1].name in ckptctl("verify", code=1)[0]
 
 
 @needs_xla
