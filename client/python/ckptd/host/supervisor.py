@@ -73,7 +73,9 @@ class Supervisor:
                 return 0
             if attached:
                 deadline = time.monotonic() + RETURN_SECONDS
-            if daemons_child or time.monotonic() > deadline:
+            # A daemon that is slow to answer is there: its end is ours, too. One that had us and has
+            # not any more counts on our end.
+            if (daemons_child and attached) or time.monotonic() > deadline:
                 _say(f"{self._address}: the daemon is gone: {error.details()}")
                 return 1
             time.sleep(_RETRY_SECONDS)
