@@ -334,6 +334,7 @@ void BackendHosts::Detach(HostConnection* connection) {
   const auto detach = [connection](Host* host) {
     if (host->connection != connection) return;
     host->connection = nullptr;
+    spdlog::info("{}: its stream has ended", Object(host->spec));
     if (host->task != nullptr && host->task->sent) host->task->lost = true;
   };
   absl::MutexLock lock(&mu_);
