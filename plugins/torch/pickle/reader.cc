@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "plugins/torch/pickle/opcodes.h"
@@ -245,6 +246,10 @@ absl::Status Reader::StackGlobal() {
   CKPTD_ASSIGN_OR_RETURN(PickleNode * module, Pop());
   if (module->kind != Kind::kString || name->kind != Kind::kString) {
     return Error("names a global by something that is no string");
+  }
+  // No older pickle could name it, and no import finds it.
+  if (absl::StrContains(module->text, '\n') || absl::StrContains(name->text, '\n')) {
+    return Error("names a global by two lines");
   }
   name_bytes_ += module->text.size() + name->text.size() + 1;
   if (name_bytes_ > data_.size() + kMaxNameBytes) return Error("has names without measure");
