@@ -102,8 +102,7 @@ absl::Status RunStatus(Daemon& daemon, const Options& options, Output& out) {
   }
   absl::StrAppendFormat(&text,
                         "Staging   %s of %s used by %d images, %s of it free (%s with a checkpoint "
-                        "in it), %s lent, in "
-                        "%s\n",
+                        "in it), %s lent, in %s\n",
                         HumanBytes(pool.used_bytes()), HumanBytes(pool.budget_bytes()),
                         pool.image_count(), HumanBytes(pool.free_bytes()),
                         HumanBytes(pool.kept_bytes()), HumanBytes(pool.lent_bytes()),

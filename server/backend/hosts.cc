@@ -1,9 +1,8 @@
 // A task, from Run to its end:
 //
 //  1. Wait until the host has done the tasks before: backends of users are called one at a time.
-//  2. Where its process is not attached, and is one that is started here, start it, once the last
-//  one
-//     is gone; wait for it to attach itself.
+//  2. Where its process is not attached, and is one that is started here, start it, when the one
+//     before is gone; wait for it to attach itself.
 //  3. Send the task. From then on the end of the stream is the end of the task, with an error.
 //  4. Wait for Done. One that is cancelled meanwhile is told to end, and killed if it does not.
 //
@@ -241,11 +240,9 @@ absl::Status BackendHosts::Run(const std::string& id, v1::HostTask task,
 
 absl::Status BackendHosts::AwaitAttached(const HostPtr& host, const std::atomic<bool>& cancelled) {
   const absl::Time deadline = absl::Now() + options_.attach_patience;
-  auto is_leaving = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    return host->connection == nullptr && host->process != nullptr && host->had_attached;
-  };
   auto has_left = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    return !is_leaving() || cancelled || stopping_;
+    return host->connection != nullptr || host->process == nullptr || !host->had_attached ||
+           cancelled || stopping_;
   };
   if (!mu_.AwaitWithTimeout(absl::Condition(&has_left), options_.end_patience)) {
     host->process->Kill();

@@ -154,3 +154,20 @@ def bits(tensor: torch.Tensor) -> bytes:
     """The whole storage under a tensor, as bytes."""
     storage = tensor.detach().untyped_storage()
     return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
+
+
+def assert_same_tree(found, wanted, assert_same_tensor):
+    """Types, order of keys, and what is in them; tensors as `assert_same_tensor` compares them."""
+    assert type(found) is type(wanted)
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted)
+        for key in wanted:
+            assert_same_tree(found[key], wanted[key], assert_same_tensor)
+    elif isinstance(wanted, (list, tuple)):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted):
+            assert_same_tree(one, other, assert_same_tensor)
+    elif isinstance(wanted, torch.Tensor):
+        assert_same_tensor(found, wanted)
+    else:
+        assert found == wanted

@@ -11,6 +11,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from harness import CKPTCTL, WAIT_SECONDS
+from objects import assert_same_tree
 from zips import damage
 
 import ckptd
@@ -55,23 +56,14 @@ def plain(state):
     return {**state, "learned": state["learned"].detach()}
 
 
+def assert_same_tensor(found, wanted):
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    assert found.is_contiguous()
+    assert torch.equal(found.float(), wanted.float())
+
+
 def assert_same(found, wanted):
-    """Types, order of keys, and tensors."""
-    assert type(found) is type(wanted)
-    if isinstance(wanted, dict):
-        assert list(found) == list(wanted)
-        for key in wanted:
-            assert_same(found[key], wanted[key])
-    elif isinstance(wanted, (list, tuple)):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted):
-            assert_same(one, other)
-    elif isinstance(wanted, torch.Tensor):
-        assert found.dtype == wanted.dtype and found.shape == wanted.shape
-        assert found.is_contiguous()
-        assert torch.equal(found.float(), wanted.float())
-    else:
-        assert found == wanted
+    assert_same_tree(found, wanted, assert_same_tensor)
 
 
 @pytest.fixture

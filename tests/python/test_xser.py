@@ -9,6 +9,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from objects import assert_same_tree
 from test_inspect import ckptctl as run_ckptctl
 from zips import damage, forge, record
 
@@ -49,21 +50,13 @@ def state():
     }
 
 
+def assert_same_tensor(found, wanted):
+    assert (found.dtype, found.requires_grad) == (wanted.dtype, wanted.requires_grad)
+    assert torch.equal(found.to_dense(), wanted.to_dense())
+
+
 def assert_same(found, wanted):
-    assert type(found) is type(wanted)
-    if isinstance(wanted, dict):
-        assert list(found) == list(wanted)
-        for key in wanted:
-            assert_same(found[key], wanted[key])
-    elif isinstance(wanted, (list, tuple)):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted):
-            assert_same(one, other)
-    elif isinstance(wanted, torch.Tensor):
-        assert (found.dtype, found.requires_grad) == (wanted.dtype, wanted.requires_grad)
-        assert torch.equal(found.to_dense(), wanted.to_dense())
-    else:
-        assert found == wanted
+    assert_same_tree(found, wanted, assert_same_tensor)
 
 
 def files(path):
