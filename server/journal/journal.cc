@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <iterator>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -58,6 +59,26 @@ constexpr int kCheckpointPages = 1000;
 absl::Status Corrupt(const std::string& file, absl::string_view what) {
   return MakeError(absl::StatusCode::kDataLoss, "JOURNAL_CORRUPT",
                    absl::StrCat("journal ", file, ": ", what));
+}
+
+// What tells that two rows cannot both be true: work is known by its place in the one order.
+absl::Status CheckOrder(const std::string& file, const Journal::Contents& contents) {
+  std::set<uint64_t> numbers;
+  std::set<uint64_t> places;
+  for (const Journal::SaveEntry& save : contents.saves) {
+    if (!numbers.insert(save.number).second) {
+      return Corrupt(file, absl::StrCat("two rows of saves have the number ", save.number));
+    }
+    if (save.seq != 0 && save.end == 0 && !places.insert(save.seq).second) {
+      return Corrupt(file, absl::StrCat("two rows have the place ", save.seq, " in the order"));
+    }
+  }
+  for (const Journal::RemoveEntry& remove : contents.removes) {
+    if (!places.insert(remove.seq).second) {
+      return Corrupt(file, absl::StrCat("two rows have the place ", remove.seq, " in the order"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 // A canonical path, or a URL.
@@ -163,6 +184,7 @@ absl::StatusOr<Journal::Contents> Journal::Read() {
   Contents contents;
   CKPTD_RETURN_IF_ERROR(ReadSaves(&contents.saves));
   CKPTD_RETURN_IF_ERROR(ReadRemoves(&contents.removes));
+  CKPTD_RETURN_IF_ERROR(CheckOrder(file_, contents));
   CKPTD_ASSIGN_OR_RETURN(SqlStatement hosts, database_->Prepare("SELECT id, spec FROM hosts"));
   for (;;) {
     CKPTD_ASSIGN_OR_RETURN(const bool row, hosts.Step());

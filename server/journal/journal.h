@@ -86,7 +86,7 @@ class Journal {
   Journal(const Journal&) = delete;
   Journal& operator=(const Journal&) = delete;
 
-  // JOURNAL_CORRUPT for rows that cannot be.
+  // JOURNAL_CORRUPT for rows that cannot be, each by itself or together.
   absl::StatusOr<Contents> Read();
 
   // Writes a save's row, in place of an earlier one of that name.

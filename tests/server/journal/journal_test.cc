@@ -238,6 +238,30 @@ TEST_F(JournalTest, ARowThatCannotBeIsCorrupt) {
   EXPECT_THAT(Open()->Read(), IsError(StatusCode::kDataLoss, "JOURNAL_CORRUPT"));
 }
 
+TEST_F(JournalTest, RowsThatContradictEachOtherAreCorrupt) {
+  Journal::SaveEntry ended = Entry("ended", 1);
+  ended.end = 1;
+  ended.seq = 12;
+  auto journal = Open();
+  ASSERT_OK(journal->PutSave(ended));
+  ASSERT_OK(journal->PutSave(Entry("a", 2)));
+  ASSERT_OK(journal->PutRemove(Removal(11)));
+  EXPECT_OK(journal->Read());
+
+  ASSERT_OK(journal->PutRemove(Removal(12)));
+  EXPECT_THAT(journal->Read(), IsError(StatusCode::kDataLoss, "JOURNAL_CORRUPT"));
+  ASSERT_OK(journal->ForgetRemove(12));
+  Journal::SaveEntry same_place = Entry("b", 3);
+  same_place.seq = 12;
+  ASSERT_OK(journal->PutSave(same_place));
+  EXPECT_THAT(journal->Read(), IsError(StatusCode::kDataLoss, "JOURNAL_CORRUPT"));
+  ASSERT_OK(journal->ForgetSave(same_place.save.name()));
+  Journal::SaveEntry same_number = Entry("c", 2);
+  same_number.seq = 20;
+  ASSERT_OK(journal->PutSave(same_number));
+  EXPECT_THAT(journal->Read(), IsError(StatusCode::kDataLoss, "JOURNAL_CORRUPT"));
+}
+
 TEST_F(JournalTest, IsSetAsideWithoutHarmToEarlierOnes) {
   WriteFile(file_, "one");
   auto aside = SetJournalAside(fs_.get(), file_);
