@@ -41,17 +41,42 @@ elseif(CKPTD_SANITIZE)
   message(FATAL_ERROR "CKPTD_SANITIZE is '${CKPTD_SANITIZE}': use address, thread or nothing")
 endif()
 
+# ckptd_precompiled(NAME HEADERS ... DEPS ...): headers that take longer to parse than all that
+# includes them. Every target below a folder whose CKPTD_PRECOMPILED names them has them; sources
+# include what they use all the same, and clang-tidy reads them without.
+function(ckptd_precompiled name)
+  cmake_parse_arguments(ARG "" "" "HEADERS;DEPS" ${ARGN})
+  set(CKPTD_PRECOMPILED "")
+  file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/${name}.cc "")
+  ckptd_library(${name} SOURCES ${CMAKE_CURRENT_BINARY_DIR}/${name}.cc DEPS ${ARG_DEPS})
+  target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
+  if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    # The same bytes each time, for ccache.
+    target_compile_options(${name} PRIVATE "SHELL:-Xclang -fno-pch-timestamp")
+  endif()
+endfunction()
+
+function(ckptd_reuse_precompiled name)
+  if(CKPTD_PRECOMPILED)
+    target_precompile_headers(${name} REUSE_FROM ${CKPTD_PRECOMPILED})
+    # As the headers are; of executables CMake says -fPIE.
+    target_compile_options(${name} PRIVATE -fPIC)
+  endif()
+endfunction()
+
 function(ckptd_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_link_libraries(${name} PUBLIC ${ARG_DEPS} PRIVATE $<BUILD_INTERFACE:ckptd_flags>)
   target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}>)
+  ckptd_reuse_precompiled(${name})
 endfunction()
 
 function(ckptd_executable name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} ckptd_flags)
+  ckptd_reuse_precompiled(${name})
 endfunction()
 
 function(ckptd_test name)

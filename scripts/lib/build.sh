@@ -8,11 +8,13 @@ PRODUCTS=(ckptd ckptctl ckptd_client ckptd_example_train ckptd_python_proto)
 # configure BUILD_DIR CMAKE_ARGUMENT...: only where the arguments are not those of the last time;
 # what changes in CMakeLists.txt is ninja's to notice.
 configure() {
-  local dir=$1 arguments
+  local dir=$1 arguments launcher
   shift
+  # Without these ccache passes on whatever uses precompiled headers.
+  launcher="env;CCACHE_SLOPPINESS=pch_defines,time_macros;ccache"
   arguments=("$@" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang-19
-    -DCMAKE_CXX_COMPILER=clang++-19 -DCMAKE_C_COMPILER_LAUNCHER=ccache
-    -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+    -DCMAKE_CXX_COMPILER=clang++-19 "-DCMAKE_C_COMPILER_LAUNCHER=$launcher"
+    "-DCMAKE_CXX_COMPILER_LAUNCHER=$launcher")
   [[ -f $dir/build.ninja && $(cat "$dir/configured" 2>/dev/null) == "$ROOT ${arguments[*]}" ]] &&
     return
   mkdir -p "$dir"

@@ -18,6 +18,23 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLANG_TIDY = ROOT / ".venv/bin/clang-tidy"
 
 
+def without_precompiled(words):
+    """Returns a compile command without its precompiled headers: they are another compiler's, and
+    a source is to include what it uses."""
+    result = []
+    words = iter(words)
+    for word in words:
+        if word != "-Xclang":
+            result.append(word)
+            continue
+        option = next(words)
+        if option in ("-include-pch", "-include"):
+            next(words), next(words)  # -Xclang and the file
+        else:
+            result += [word, option]
+    return result
+
+
 def own_commands(build):
     """Yields the compile commands of files of this repository, each file once."""
     seen = set()
@@ -26,7 +43,8 @@ def own_commands(build):
         ours = file.is_relative_to(ROOT) and not file.is_relative_to(build)
         if ours and file.suffix in (".cc", ".c") and file not in seen:
             seen.add(file)
-            yield command
+            words = without_precompiled(shlex.split(command["command"]))
+            yield {**command, "command": shlex.join(words)}
 
 
 def dependencies(build):
@@ -51,9 +69,9 @@ def stamp_name(command, files, common):
     return digest.hexdigest()
 
 
-def lint(build, file):
+def lint(folder, file):
     return subprocess.run(
-        [CLANG_TIDY, "-p", build, "--quiet", file], capture_output=True, text=True
+        [CLANG_TIDY, "-p", folder, "--quiet", file], capture_output=True, text=True
     )
 
 
@@ -63,12 +81,18 @@ def main():
     stamps.mkdir(exist_ok=True)
     version = subprocess.run([CLANG_TIDY, "--version"], check=True, capture_output=True).stdout
     settings = sorted(ROOT.glob(".clang-tidy")) + sorted(ROOT.glob("*/.clang-tidy"))
+    # What is generated from proto/ is among the precompiled headers, which ninja knows as one.
+    settings += sorted(ROOT.glob("proto/**/*.proto"))
     common = version + b"".join(file.read_bytes() for file in settings)
     objects = dependencies(build)
+    commands = list(own_commands(build))
+    folder = build / "lint-commands"
+    folder.mkdir(exist_ok=True)
+    (folder / "compile_commands.json").write_text(json.dumps(commands))
 
     to_do = {}
     current = set()
-    for command in own_commands(build):
+    for command in commands:
         words = shlex.split(command["command"])
         name = stamp_name(command, objects[words[words.index("-o") + 1]], common)
         current.add(name)
@@ -81,7 +105,7 @@ def main():
     failed = 0
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for (file, stamp), result in zip(
-            to_do.items(), pool.map(lambda file: lint(build, file), to_do)
+            to_do.items(), pool.map(lambda file: lint(folder, file), to_do)
         ):
             if result.returncode == 0:
                 stamp.touch()
