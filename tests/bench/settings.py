@@ -77,12 +77,14 @@ def median_ratio(samples, above, below):
 
 
 def remove(path):
-    """A file or folder that may be missing."""
+    """A file or folder that may be missing. It is gone from the disk, too, at the end: a file system
+    that discards what is deleted does so in the next sync, whoever's it is."""
     if os.path.isdir(path):
         shutil.rmtree(path)
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+    os.sync()
 
 
 def timed(function, *arguments, **options):

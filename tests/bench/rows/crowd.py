@@ -1,6 +1,7 @@
 """P11: many trainers at once, and a long history."""
 
 import functools
+import random
 import statistics
 import time
 
@@ -27,17 +28,19 @@ class Trainer:
         count = size // TENSORS // 4
         self.state = {f"layer{i}": torch.full((count,), 1.0) for i in range(TENSORS)}
         self.subject = Ckptd(address)
+        self.path = None
 
     def save_at(self, start):
         """Saves when the clock is at `start`; returns when it was durable."""
-        path = self.settings.path()
+        self.path = self.settings.path()
         while time.monotonic() < start:
             time.sleep(0.001)
-        self.subject.save(self.state, path)
+        self.subject.save(self.state, self.path)
         self.subject.wait()
-        end = time.monotonic()
-        remove(path)
-        return end
+        return time.monotonic()
+
+    def remove(self):
+        remove(self.path)
 
     def close(self):
         self.subject.close()
@@ -64,11 +67,23 @@ def _crowd(settings, daemon):
         start = time.monotonic() + 0.05
         for child in children:
             child.send("save_at", start)
-        return max(child.receive() for child in children) - start
+        seconds = max(child.receive() for child in children) - start
+        # Only now: deleting costs those that still write (remove).
+        for child in children:
+            child.send("remove")
+        for child in children:
+            child.receive()
+        return seconds
 
-    for children in (crowd, one):
+    subjects = {"crowd": crowd, "one": one}
+    for children in subjects.values():
         durable(children)
-    samples = settings.repeat(SHARE, lambda: {"crowd": durable(crowd), "one": durable(one)})
+
+    def sample():
+        names = random.sample(list(subjects), len(subjects))
+        return {name: durable(subjects[name]) for name in names}
+
+    samples = settings.repeat(SHARE, sample)
     for child in crowd + one:
         child.close()
     return Goal(
