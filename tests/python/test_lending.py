@@ -68,6 +68,12 @@ def test_from_memory(saved, weights_only):
     assert same(torch.load(path)), "the file is the daemon's"
 
 
+def test_a_plain_state_is_read_without_torch_load(saved, monkeypatch):
+    _, client, path = saved
+    monkeypatch.setattr(torch, "load", None)
+    assert same(client.load(path))
+
+
 def test_whoever_saved_it_writes_without_page_faults(saved):
     _, client, path = saved
     loaded = client.load(path)

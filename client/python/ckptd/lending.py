@@ -17,17 +17,17 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 
-from . import safetensors_file
+from . import safetensors_file, unpickling
 from .errors import CorruptCheckpointError
 from .shm import PROT_READ_WRITE, Mapping, MappingCache, NotSharedError, libc, populate
 from .v1 import checkpoint_pb2 as pb
 from .verify import check_source
-from .zip_directory import STORED, Source, read_directory
+from .zip_directory import STORED, Record, Source, read_directory
 
 # The child's copy is of what it writes to, which is not known ahead.
 _MAP_PRIVATE, _MAP_FIXED, _MAP_NORESERVE = 0x2, 0x10, 0x4000
@@ -88,7 +88,13 @@ class LentMemory:
         if safetensors_file.is_safetensors(self._source()):
             return safetensors_file.load(self._storage, self._source(), map_location)
         arguments = {"map_location": map_location, "weights_only": weights_only}
-        if not self._is_mappable():
+        try:
+            records = read_directory(self._source())
+        except CorruptCheckpointError:
+            records = []
+        with suppress(unpickling.NotPlainError):
+            return unpickling.load(self._storage, self._source(), records, map_location)
+        if not _is_mappable(records):
             return torch.load(self._name, **arguments)
         with _contents_of(self._name, self._storage):
             # Page tables are left to whoever writes: to fill them behind the load costs that more.
@@ -97,19 +103,17 @@ class LentMemory:
     def _filling(self, file: int) -> _Filling:
         return _Filling(file, self._address, self._size, self._populated)
 
-    def _is_mappable(self) -> bool:
-        """Whether the file is a zip file without compressed records.
-
-        torch.load inflates those, but not where it maps the file: it takes them for the weights.
-        """
-        try:
-            return all(record.method == STORED for record in read_directory(self._source()))
-        except CorruptCheckpointError:
-            return False
-
     def _source(self) -> Source:
         content = _bytes_at(self._address, self._size)
         return Source(self._name, self._size, lambda at, n: content[at : at + n])
+
+
+def _is_mappable(records: List[Record]) -> bool:
+    """Whether it is a zip file without compressed records.
+
+    torch.load inflates those, but not where it maps the file: it takes them for the weights.
+    """
+    return bool(records) and all(record.method == STORED for record in records)
 
 
 def _bytes_at(address: int, size: int) -> memoryview:

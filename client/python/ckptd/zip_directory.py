@@ -194,6 +194,15 @@ def resolve_zip64(extra: bytes, values: List[int]) -> Optional[List[int]]:
     return None
 
 
+def data_offset(source: Source, record: Record) -> int:
+    """Where the bytes of a record begin, by its local header. Raises CorruptCheckpointError."""
+    header = HEADER.unpack(source.read(record.offset, HEADER.size))
+    start: int = record.offset + HEADER.size + header[8] + header[9]
+    if header[0] != int.from_bytes(MAGIC, "little") or start + record.stored_bytes > record.end:
+        source.corrupt(record.offset, "there is no local header for its bytes", record.name)
+    return start
+
+
 def _in_file_order(source: Source, records: List[Record], start: int) -> List[Record]:
     """The records by offset, each with the end of the space that it has in the file."""
     ordered = sorted(records, key=lambda record: record.offset)
