@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import torch
 
 from . import named
+from .checksum import crc32
 from .zip_directory import Source
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -110,11 +110,11 @@ def check(source: Source) -> int:
     differing = sum(one != other for one, other in zip(mark, _MARK))
     if differing > _FEW_BYTES or (not differing and digits == _NO_CHECKSUM):
         return count
-    crc = zlib.crc32(_NO_CHECKSUM, zlib.crc32(source.read(0, start)))
+    crc = crc32(_NO_CHECKSUM, crc32(source.read(0, start)))
     at = digits_end
     while at < source.size:
         size = min(_CHUNK_BYTES, source.size - at)
-        crc = zlib.crc32(source.read(at, size), crc)
+        crc = crc32(source.read(at, size), crc)
         at += size
     if differing or digits != b"%08x" % crc:
         said = digits.decode("ascii", "backslashreplace")

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Iterator, List, NamedTuple, NoReturn, Optional, Union
 
 from . import safetensors_file
+from .checksum import crc32
 from .errors import CheckpointError, CorruptCheckpointError
 from .names import PathLike
 from .zip_directory import (
@@ -208,7 +209,7 @@ def _check_crc(source: Source, record: Record, content: memoryview, at: int) -> 
     stored = _stored(source, record, content, at)
     crc = size = 0
     for piece in stored if record.method == STORED else _inflated(source, record, stored):
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
         size += len(piece)
         if size > record.size_bytes:
             break
