@@ -210,7 +210,9 @@ TEST_F(PersistSealTest, WhatIsFinalLastIsWrittenLast) {
   absl::Notification others_are_written;
   uint64_t written = 0;
   fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
-    if (call.op == FsOp::kWrite && (written += call.length) == 8 << 20) others_are_written.Notify();
+    if (call.op != FsOp::kWrite) return std::nullopt;
+    written += call.length;
+    if (written == 8 << 20) others_are_written.Notify();
     return std::nullopt;
   });
   source.seal = [&](const std::function<bool(uint64_t)>& sealed) {
