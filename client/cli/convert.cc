@@ -14,6 +14,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/text.h"
 #include "client/cpp/core/connection.h"
+#include "client/cpp/core/mapping.h"
 #include "proto/status/status_macros.h"
 
 namespace ckptd::cli {
@@ -21,31 +22,12 @@ namespace {
 
 constexpr absl::Duration kAnswerTimeout = absl::Seconds(10);
 
-// A file in memory. A published checkpoint is never written to, so it stays what it is.
-class Mapping {
- public:
-  static absl::StatusOr<std::unique_ptr<Mapping>> Of(const CheckpointFile& file) {
-    const auto size = static_cast<size_t>(file.size_bytes());
-    if (size == 0) return std::make_unique<Mapping>(nullptr, 0);
-    void* base = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd(), 0);
-    if (base == MAP_FAILED) {
-      return absl::ErrnoToStatus(errno, absl::StrCat(file.path(), ": cannot be mapped"));
-    }
-    return std::make_unique<Mapping>(base, size);
-  }
-  Mapping(void* base, size_t size) : base_(base), size_(size) {}
-  ~Mapping() {
-    if (base_ != nullptr) munmap(base_, size_);
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-
-  absl::string_view bytes() const { return {static_cast<const char*>(base_), size_}; }
-
- private:
-  void* const base_;
-  const size_t size_;
-};
+// A published checkpoint is never written to, so it stays what it is.
+absl::StatusOr<Mapping> MapFile(const CheckpointFile& file) {
+  Mapping mapping(file.fd(), static_cast<size_t>(file.size_bytes()), PROT_READ, MAP_PRIVATE);
+  if (mapping.ok()) return mapping;
+  return absl::ErrnoToStatus(errno, absl::StrCat(file.path(), ": cannot be mapped"));
+}
 
 // That there is a daemon, and one that has the backend.
 absl::Status CheckBackend(Daemon& daemon, const Options& options) {
@@ -70,9 +52,10 @@ absl::Status RunConvert(Daemon& daemon, const Options& options, Output& out) {
   CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection,
                          Connection::Open(connecting));
   CKPTD_ASSIGN_OR_RETURN(const CheckpointFile file, connection->Load(options.source));
-  CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Mapping> mapping, Mapping::Of(file));
+  CKPTD_ASSIGN_OR_RETURN(const Mapping mapping, MapFile(file));
+  const absl::string_view bytes(reinterpret_cast<const char*>(mapping.data()), mapping.size());
   CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Conversion> conversion,
-                         ConvertCheckpoint(options.source, mapping->bytes(), options.backend));
+                         ConvertCheckpoint(options.source, bytes, options.backend));
   if (!conversion->dropped.empty()) {
     std::cerr << "ckptctl: "
               << Printable(absl::StrCat(

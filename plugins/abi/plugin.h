@@ -107,6 +107,7 @@ typedef struct ckptd_layout {
   uint64_t file_bytes;
   uint64_t object_offset;
   const uint64_t* tensor_offsets; /* one for each tensor of the spec, in its order */
+  uint64_t late_bytes; /* as many at the front become final last, such as a checksum of the rest */
 } ckptd_layout;
 
 /* What the host gives the plugin. Valid until the process ends. */
@@ -123,8 +124,8 @@ typedef struct ckptd_host {
   void (*set_error)(ckptd_call* call, const char* message, size_t length);
 
   /* In save: `bytes` of the checkpoint are written in all; people see it. In seal: the first
-     `bytes` bytes of the image are final; they may be on their way to storage before this returns.
-     Returns what cancelled does. */
+     `bytes` bytes of the image are final, but for late_bytes until it is told file_bytes; they may
+     be on their way to storage before this returns. Returns what cancelled does. */
   int32_t (*progress)(ckptd_call* call, uint64_t bytes);
 
   /* Not 0 when the call is not wanted any more: return CKPTD_CANCELLED soon, and leave the old

@@ -132,8 +132,7 @@ std::string RefuseValues(std::string_view text) {
   const size_t more = values->items.size() - std::min(kNamed, values->items.size());
   if (more > 0) named += " and " + std::to_string(more) + " more";
   return named +
-         "; safetensors holds tensors only: leave out what is none, pass what is to be "
-         "noted as metadata, or save with the backend torch";
+         "; safetensors holds tensors only: save those alone, or all of it with the backend torch";
 }
 
 using Metadata = std::map<std::string, std::string>;

@@ -57,6 +57,7 @@ ckptd_code Plan(const ckptd_host* host, ckptd_call* call, const ckptd_spec* spec
     layout->file_bytes = made->file_bytes;
     layout->object_offset = made->head.size();
     layout->tensor_offsets = made->tensor_offsets.data();
+    layout->late_bytes = kChecksumOffset + kNoChecksum.size();
     *plan = ToPlan(made.release());
     return ckptd_code{CKPTD_OK};
   });
@@ -70,8 +71,7 @@ std::string Digits(uint32_t crc) {
   return digits;
 }
 
-// The checksum stands at the front and is of all that follows: nothing is final before the last
-// byte was read.
+// The checksum stands at the front and is of all that follows: the late bytes.
 ckptd_code Seal(const ckptd_host* host, ckptd_call* call, const ckptd_plan* plan, uint8_t* image) {
   return Guarded(host, call, [&] {
     const Layout& layout = ToLayout(plan);
@@ -81,7 +81,7 @@ ckptd_code Seal(const ckptd_host* host, ckptd_call* call, const ckptd_plan* plan
       const uint64_t step = std::min(kStep, layout.file_bytes - at);
       crc = crc32_gzip_refl(crc, image + at, step);
       at += step;
-      if (host->progress(call, 0) != 0) {
+      if (at < layout.file_bytes && host->progress(call, at) != 0) {
         return Fail(host, call, CKPTD_CANCELLED, "safetensors backend, seal: cancelled");
       }
     }

@@ -6,17 +6,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "plugins/torch/zip_format.h"
+
 namespace ckptd::torch_zip {
 namespace {
-
-constexpr uint64_t kMax32 = 0xFFFFFFFF;
-constexpr uint64_t kLocalHeaderBytes = 30;
-constexpr uint64_t kDirectoryEntryBytes = 46;
-constexpr uint64_t kZip64EndBytes = 56;
-constexpr uint64_t kZip64LocatorBytes = 20;
-constexpr uint64_t kEndBytes = 22;
-constexpr uint16_t kUtf8Flag = 0x0800;
-constexpr uint16_t kDescriptorFlag = 0x0008;
 
 // Appends little-endian numbers; the machine is little-endian, as the format is.
 class Writer {
@@ -42,8 +35,8 @@ class Writer {
   uint8_t* out_;
 };
 
-bool LargeSize(const Record& r) { return r.size >= kMax32; }
-bool LargeOffset(const Record& r) { return r.header_offset >= kMax32; }
+bool LargeSize(const Record& r) { return r.size >= kZipMax32; }
+bool LargeOffset(const Record& r) { return r.header_offset >= kZipMax32; }
 bool IsZip64(const Record& r) { return LargeSize(r) || LargeOffset(r); }
 
 // Bytes of the zip64 extra field, its 4-byte head included; 0 where there is none.
@@ -52,7 +45,9 @@ uint64_t Zip64ExtraBytes(const Record& r) {
   return 4 + (LargeSize(r) ? 16 : 0) + (LargeOffset(r) ? 8 : 0);
 }
 
-uint16_t Flags(const Record& r) { return r.size > 0 ? kUtf8Flag | kDescriptorFlag : kUtf8Flag; }
+uint16_t Flags(const Record& r) {
+  return r.size > 0 ? kZipUtf8Flag | kZipDescriptorFlag : kZipUtf8Flag;
+}
 
 // `compressed` is 0 in the local header, where the size is not known to miniz yet.
 void PutZip64Extra(const Record& r, uint64_t compressed, Writer& w) {
@@ -74,15 +69,15 @@ void PutDirectoryEntry(const Record& r, uint32_t crc, Writer& w) {
   w.Put<uint16_t>(0);  // stored
   w.Put<uint32_t>(0);  // time and date
   w.Put<uint32_t>(crc);
-  w.Put<uint32_t>(static_cast<uint32_t>(std::min(r.size, kMax32)));
-  w.Put<uint32_t>(static_cast<uint32_t>(std::min(r.size, kMax32)));
+  w.Put<uint32_t>(static_cast<uint32_t>(std::min<uint64_t>(r.size, kZipMax32)));
+  w.Put<uint32_t>(static_cast<uint32_t>(std::min<uint64_t>(r.size, kZipMax32)));
   w.Put<uint16_t>(static_cast<uint16_t>(r.name.size()));
   w.Put<uint16_t>(static_cast<uint16_t>(Zip64ExtraBytes(r)));
   w.Put<uint16_t>(0);  // comment
   w.Put<uint16_t>(0);  // disk
   w.Put<uint16_t>(0);  // internal attributes
   w.Put<uint32_t>(0);  // external attributes
-  w.Put<uint32_t>(static_cast<uint32_t>(std::min(r.header_offset, kMax32)));
+  w.Put<uint32_t>(static_cast<uint32_t>(std::min<uint64_t>(r.header_offset, kZipMax32)));
   w.Put(r.name);
   PutZip64Extra(r, r.size, w);
 }
@@ -101,20 +96,20 @@ Layout PlanRecords(std::vector<Record> records) {
   uint64_t directory_bytes = 0;
   for (Record& r : layout.records) {
     r.header_offset = at;
-    uint64_t unpadded = at + kLocalHeaderBytes + r.name.size() + Zip64ExtraBytes(r) + 4;
+    uint64_t unpadded = at + kZipHeaderBytes + r.name.size() + Zip64ExtraBytes(r) + 4;
     r.payload_offset = (unpadded + kAlignment - 1) / kAlignment * kAlignment;
     at = r.payload_offset + r.size + DescriptorBytes(r);
-    directory_bytes += kDirectoryEntryBytes + r.name.size() + Zip64ExtraBytes(r);
+    directory_bytes += kZipEntryBytes + r.name.size() + Zip64ExtraBytes(r);
   }
   layout.directory_offset = at;
-  layout.file_bytes = at + directory_bytes + kZip64EndBytes + kZip64LocatorBytes + kEndBytes;
+  layout.file_bytes = at + directory_bytes + kZipEnd64Bytes + kZipLocatorBytes + kZipEndBytes;
   return layout;
 }
 
 void WriteHeader(const Record& r, uint8_t* image) {
   Writer w(image + r.header_offset);
   const uint64_t unpadded =
-      r.header_offset + kLocalHeaderBytes + r.name.size() + Zip64ExtraBytes(r) + 4;
+      r.header_offset + kZipHeaderBytes + r.name.size() + Zip64ExtraBytes(r) + 4;
   const uint64_t padding = r.payload_offset - unpadded;
   w.Put<uint32_t>(0x04034b50);
   w.Put<uint16_t>(0);  // version needed
@@ -149,13 +144,13 @@ void WriteDescriptor(const Record& r, uint32_t crc, uint8_t* image) {
 
 void WriteDirectory(const Layout& layout, const std::vector<uint32_t>& crcs, uint8_t* image) {
   const uint64_t count = layout.records.size();
-  const uint64_t end_offset = layout.file_bytes - kZip64EndBytes - kZip64LocatorBytes - kEndBytes;
+  const uint64_t end_offset = layout.file_bytes - kZipEnd64Bytes - kZipLocatorBytes - kZipEndBytes;
   const uint64_t directory_bytes = end_offset - layout.directory_offset;
   Writer w(image + layout.directory_offset);
   for (size_t i = 0; i < count; ++i) PutDirectoryEntry(layout.records[i], crcs[i], w);
 
   w.Put<uint32_t>(0x06064b50);  // zip64 end of central directory
-  w.Put<uint64_t>(kZip64EndBytes - 12);
+  w.Put<uint64_t>(kZipEnd64Bytes - 12);
   w.Put<uint16_t>(0x031E);  // made by
   w.Put<uint16_t>(0x002D);  // version needed
   w.Put<uint32_t>(0);       // this disk
@@ -173,10 +168,10 @@ void WriteDirectory(const Layout& layout, const std::vector<uint32_t>& crcs, uin
   w.Put<uint32_t>(0x06054b50);  // end of central directory
   w.Put<uint16_t>(0);
   w.Put<uint16_t>(0);
-  w.Put<uint16_t>(static_cast<uint16_t>(std::min<uint64_t>(count, 0xFFFF)));
-  w.Put<uint16_t>(static_cast<uint16_t>(std::min<uint64_t>(count, 0xFFFF)));
-  w.Put<uint32_t>(static_cast<uint32_t>(std::min(directory_bytes, kMax32)));
-  w.Put<uint32_t>(static_cast<uint32_t>(std::min(layout.directory_offset, kMax32)));
+  w.Put<uint16_t>(static_cast<uint16_t>(std::min<uint64_t>(count, kZipMax16)));
+  w.Put<uint16_t>(static_cast<uint16_t>(std::min<uint64_t>(count, kZipMax16)));
+  w.Put<uint32_t>(static_cast<uint32_t>(std::min<uint64_t>(directory_bytes, kZipMax32)));
+  w.Put<uint32_t>(static_cast<uint32_t>(std::min<uint64_t>(layout.directory_offset, kZipMax32)));
   w.Put<uint16_t>(0);  // comment
 }
 

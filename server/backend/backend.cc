@@ -68,7 +68,8 @@ Plan::Plan(const Backend* backend, ckptd_plan* plan, const ckptd_layout& layout,
       plan_(plan),
       file_bytes_(layout.file_bytes),
       object_offset_(layout.object_offset),
-      tensor_offsets_(layout.tensor_offsets, layout.tensor_offsets + tensor_count) {}
+      tensor_offsets_(layout.tensor_offsets, layout.tensor_offsets + tensor_count),
+      late_bytes_(layout.late_bytes) {}
 
 Plan::~Plan() { backend_->plugin_->plan_free(plan_); }
 
@@ -111,7 +112,7 @@ bool Backend::takes_object() const { return (plugin_->flags & CKPTD_TAKES_OBJECT
 absl::StatusOr<std::unique_ptr<Plan>> Backend::MakePlan(const CheckpointSpec& spec) const {
   CKPTD_RETURN_IF_ERROR(CheckStrings(spec));
   const SpecInC c_spec(spec);
-  ckptd_layout layout = {sizeof(ckptd_layout), 0, 0, nullptr};
+  ckptd_layout layout = {sizeof(ckptd_layout), 0, 0, nullptr, 0};
   ckptd_plan* plan = nullptr;
   ckptd_call call;
   CKPTD_RETURN_IF_ERROR(

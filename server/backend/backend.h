@@ -43,6 +43,8 @@ class Plan {
   uint64_t object_offset() const { return object_offset_; }
   // One for each tensor of the spec, in its order.
   const std::vector<uint64_t>& tensor_offsets() const { return tensor_offsets_; }
+  // As many bytes at the front become final last, when all are.
+  uint64_t late_bytes() const { return late_bytes_; }
 
  private:
   friend class Backend;
@@ -51,6 +53,7 @@ class Plan {
   uint64_t file_bytes_;
   uint64_t object_offset_;
   std::vector<uint64_t> tensor_offsets_;
+  uint64_t late_bytes_;
 };
 
 // The name of the backend whose host processes are its clients' own.
@@ -60,7 +63,8 @@ inline constexpr absl::string_view kPythonBackend = "python";
 // Thread-safe. Lives as long as the daemon.
 class Backend {
  public:
-  // Told the number of bytes, from the front, that are final; returns false to stop the seal.
+  // Told the number of bytes, from the front, that are final, but for the plan's late bytes until
+  // it is told the size of the file; returns false to stop the seal.
   using Sealed = std::function<bool(uint64_t)>;
 
   // How the daemon starts the process in which a backend's functions run: with the daemon's own

@@ -9,8 +9,9 @@
 //     through the page cache. Either is said in the log. It is made with its final mode: one that
 //     was set later need not be durable with the data.
 //  3. Allocate its whole length: a full disk is found before a byte is written.
-//  4. Write the image in order, in large aligned pieces, as the seal makes them final. Then
-//     check that no part of it was lost meanwhile: what was read there were zeros.
+//  4. Write the image in order, in large aligned pieces, as the seal makes them final; those that
+//     become so last, at the front, come last. Then check that no part of it was lost meanwhile:
+//     what was read there were zeros.
 //  5. Cut the file to the exact length (the last piece is a whole page), fdatasync.
 //  6. Check the size.
 //  7. Publish: link the unnamed file to the target's name. Where that name exists, link it to a
@@ -54,7 +55,9 @@ namespace {
 constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
 constexpr uint64_t kAlignment = 4096;
 
-uint64_t RoundUp(uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
+uint64_t RoundUp(uint64_t size, uint64_t unit = kAlignment) {
+  return (size + unit - 1) / unit * unit;
+}
 
 absl::Status Cancelled(const std::string& object) {
   return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
@@ -148,6 +151,8 @@ class Attempt {
   void Pass(absl::string_view failpoint) const {
     if (failpoints_ != nullptr) failpoints_->Pass(failpoint);
   }
+  absl::Status WritePieces(const PersistSource& source, Watermark& watermark, uint64_t begin,
+                           uint64_t end, PersistControl* control);
   absl::Status WritePiece(const uint8_t* data, uint64_t offset, uint64_t length);
   absl::Status LeaveDirect(int error);
 
@@ -260,13 +265,23 @@ absl::Status Attempt::WritePiece(const uint8_t* data, uint64_t offset, uint64_t 
 
 absl::Status Attempt::Write(const PersistSource& source, PersistControl* control) {
   SealThread seal(source);
-  for (uint64_t offset = 0; offset < source.size;) {
-    const uint64_t length = std::min(kPieceBytes, source.size - offset);
-    CKPTD_RETURN_IF_ERROR(Annotate(seal.watermark().WaitFor(offset + length), object_));
+  control->written = 0;
+  const uint64_t late = std::min(RoundUp(source.late_bytes, kPieceBytes), source.size);
+  CKPTD_RETURN_IF_ERROR(WritePieces(source, seal.watermark(), late, source.size, control));
+  return WritePieces(source, seal.watermark(), 0, late, control);
+}
+
+absl::Status Attempt::WritePieces(const PersistSource& source, Watermark& watermark, uint64_t begin,
+                                  uint64_t end, PersistControl* control) {
+  for (uint64_t offset = begin; offset < end;) {
+    const uint64_t length = std::min(kPieceBytes, end - offset);
+    const bool is_late = offset < source.late_bytes;
+    CKPTD_RETURN_IF_ERROR(
+        Annotate(watermark.WaitFor(is_late ? source.size : offset + length), object_));
     if (control->cancelled) return Cancelled(object_);
     CKPTD_RETURN_IF_ERROR(WritePiece(source.data + offset, offset, RoundUp(length)));
     offset += length;
-    control->written = offset;
+    control->written += length;
     if (control->on_progress) control->on_progress();
   }
   return absl::OkStatus();

@@ -24,6 +24,8 @@ struct PersistSource {
   // Page-aligned; readable to the end of the last page.
   const uint8_t* data = nullptr;
   uint64_t size = 0;
+  // As many bytes at the front are final only when all are.
+  uint64_t late_bytes = 0;
   // Makes the bytes final, from front to back, and tells how far it is; the callback returns false
   // when there is no use in going on.
   std::function<absl::Status(const std::function<bool(uint64_t)>&)> seal;

@@ -22,6 +22,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "ckptd/v1/checkpoint.grpc.pb.h"
+#include "client/cpp/core/mapping.h"
 #include "client/cpp/core/unique_fd.h"
 #include "plugins/safetensors/safetensors_plugin.h"
 #include "plugins/torch/torch_plugin.h"
@@ -43,38 +44,22 @@ namespace {
 constexpr absl::Duration kBetweenReports = absl::Milliseconds(50);
 constexpr int kFoundAtOnce = 1000;
 
-// An image of the daemon's, mapped.
-class Mapping {
- public:
-  static absl::StatusOr<std::unique_ptr<Mapping>> Open(const v1::Image& image, bool writable) {
-    const UniqueFd fd(open(image.path().c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
-    struct stat status = {};
-    if (fd.get() < 0 || fstat(fd.get(), &status) != 0) {
-      return OsError(image.path(), "open the image", errno);
-    }
-    if (status.st_ino != image.inode() || status.st_size < image.size_bytes()) {
-      return MakeError(absl::StatusCode::kInternal, "INTERNAL",
-                       absl::StrCat(image.path(), ": is not the image that the daemon meant"));
-    }
-    const auto size = static_cast<size_t>(image.size_bytes());
-    void* base = size == 0 ? nullptr
-                           : mmap(nullptr, size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
-                                  MAP_SHARED, fd.get(), 0);
-    if (base == MAP_FAILED) return OsError(image.path(), "map the image", errno);
-    return std::unique_ptr<Mapping>(new Mapping(static_cast<uint8_t*>(base), size));
+// An image of the daemon's.
+absl::StatusOr<Mapping> MapImage(const v1::Image& image, int protection) {
+  const int access = (protection & PROT_WRITE) != 0 ? O_RDWR : O_RDONLY;
+  const UniqueFd fd(open(image.path().c_str(), access | O_CLOEXEC));
+  struct stat status = {};
+  if (fd.get() < 0 || fstat(fd.get(), &status) != 0) {
+    return OsError(image.path(), "open the image", errno);
   }
-  ~Mapping() {
-    if (base_ != nullptr) munmap(base_, size_);
+  if (status.st_ino != image.inode() || status.st_size < image.size_bytes()) {
+    return MakeError(absl::StatusCode::kInternal, "INTERNAL",
+                     absl::StrCat(image.path(), ": is not the image that the daemon meant"));
   }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  uint8_t* base() const { return base_; }
-
- private:
-  Mapping(uint8_t* base, size_t size) : base_(base), size_(size) {}
-  uint8_t* const base_;
-  const size_t size_;
-};
+  Mapping mapping(fd.get(), static_cast<size_t>(image.size_bytes()), protection, MAP_SHARED);
+  if (!mapping.ok()) return OsError(image.path(), "map the image", errno);
+  return mapping;
+}
 
 using Stream = grpc::ClientReaderWriter<v1::HostReport, v1::HostTask>;
 
@@ -183,7 +168,7 @@ class TaskCall : public ckptd_call {
   bool answered_ ABSL_GUARDED_BY(mu_) = false;
   v1::HostTask::Allocated allocated_ ABSL_GUARDED_BY(mu_);
   v1::HostReport found_ ABSL_GUARDED_BY(mu_);
-  std::unique_ptr<Mapping> mapping_;
+  Mapping mapping_;
 };
 
 // A message that holds anything else would end the stream.
@@ -228,9 +213,9 @@ absl::Status TaskCall::Allocate(const ckptd_spec& spec, uint8_t** data) {
     return MakeError(absl::StatusCode::kInternal, "INTERNAL",
                      "host->allocate: the daemon answered for another number of tensors");
   }
-  CKPTD_ASSIGN_OR_RETURN(mapping_, Mapping::Open(given.image(), /*writable=*/true));
+  CKPTD_ASSIGN_OR_RETURN(mapping_, MapImage(given.image(), PROT_READ | PROT_WRITE));
   for (size_t i = 0; i < spec.tensor_count; ++i) {
-    data[i] = mapping_->base() + given.tensor_offsets(static_cast<int>(i));
+    data[i] = mapping_.data() + given.tensor_offsets(static_cast<int>(i));
   }
   return absl::OkStatus();
 }
@@ -351,10 +336,9 @@ absl::Status PluginTasks::Save(const v1::HostTask::Save& save, TaskCall* call) {
     return MakeError(absl::StatusCode::kInternal, "INTERNAL",
                      "host process: it and the daemon are not of the same version");
   }
-  CKPTD_ASSIGN_OR_RETURN(const std::unique_ptr<Mapping> image,
-                         Mapping::Open(save.image(), /*writable=*/false));
+  CKPTD_ASSIGN_OR_RETURN(const Mapping image, MapImage(save.image(), PROT_READ));
   SpecInC c_spec(spec);
-  c_spec.SetData(image->base(), plan->tensor_offsets());
+  c_spec.SetData(image.data(), plan->tensor_offsets());
   umask(save.request().umask() & 0777);
   const char* path = save.request().path().c_str();
   absl::Status status = CallStatus(table_.save(PluginHost(), call, path, c_spec.get()), *call);

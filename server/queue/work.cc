@@ -158,6 +158,7 @@ absl::StatusOr<PersistSource> SaveQueue::SourceOf(const SaveRecord& record) cons
   PersistSource source;
   source.data = record.image->data();
   source.size = record.image->size();
+  source.late_bytes = record.sealed ? 0 : record.plan->late_bytes();
   source.seal = [backend, &record](const Backend::Sealed& sealed) {
     if (record.sealed) {
       sealed(record.image->size());

@@ -154,16 +154,17 @@ class Dcp(Subject):
 class Ckptd(Subject):
     """ckptd.save to the daemon at `address`; reserve: `state` is what will be saved first."""
 
-    def __init__(self, address, reserve=None, **options):
+    def __init__(self, address, reserve=None, backend="torch", **options):
         import ckptd
 
+        self.backend = backend
         self.client = ckptd.Client(address=address, on_unavailable="raise", **options)
         self.pending = []
         if reserve is not None:
             self.client.reserve(reserve, images=1, wait=True)
 
     def save(self, state, path):
-        self.pending.append(self.client.save(state, path))
+        self.pending.append(self.client.save(state, path, backend=self.backend))
 
     def wait(self):
         pending, self.pending = self.pending, []

@@ -21,7 +21,6 @@ namespace ckptd {
 namespace {
 
 constexpr absl::string_view kMagic = "PK\3\4";
-constexpr uint16_t kHasDescriptor = 0x0008;
 constexpr size_t kInflateBytes = size_t{256} << 10;
 
 absl::Status NotVerifiable(const std::string& name) {
@@ -122,7 +121,7 @@ absl::Status RecordChecker::CheckNumbers(absl::string_view header, absl::string_
   }
   uint64_t stored = ZipNumber<uint32_t>(header, 18);
   uint64_t size = ZipNumber<uint32_t>(header, 22);
-  const bool told_later = (flags & kHasDescriptor) != 0;
+  const bool told_later = (flags & kZipDescriptorFlag) != 0;
   if (told_later && (stored == kZipMax32 || size == kZipMax32)) {
     stored = size = 0;
   } else if (!ResolveZip64(extra, {&size, &stored})) {

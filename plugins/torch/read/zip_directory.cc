@@ -14,10 +14,6 @@
 namespace ckptd {
 namespace {
 
-constexpr uint64_t kEndBytes = 22;
-constexpr uint64_t kLocatorBytes = 20;
-constexpr uint64_t kEnd64Bytes = 56;
-constexpr uint16_t kMax16 = 0xFFFF;
 // Encrypted, patched, or with a hidden directory.
 constexpr uint16_t kUnreadableFlags = 0x2061;
 // A reader gives a folder no bytes, whatever its size says.
@@ -30,16 +26,16 @@ bool Denies(uint64_t in_short, uint64_t value, uint64_t most) {
 // Follows the zip64 locator in front of the end record at `end`. `directory` holds what the end
 // record says, which the zip64 end record must not deny. Returns the offset of the latter.
 absl::StatusOr<uint64_t> ReadEnd64(ZipBytes& bytes, uint64_t end, ZipDirectory* directory) {
-  const uint64_t locator_at = end - kLocatorBytes;
-  CKPTD_ASSIGN_OR_RETURN(absl::string_view locator, bytes.Get(locator_at, kLocatorBytes));
+  const uint64_t locator_at = end - kZipLocatorBytes;
+  CKPTD_ASSIGN_OR_RETURN(absl::string_view locator, bytes.Get(locator_at, kZipLocatorBytes));
   const auto disk = ZipNumber<uint32_t>(locator, 4);
   const auto at = ZipNumber<uint64_t>(locator, 8);
   const auto disks = ZipNumber<uint32_t>(locator, 16);
-  if (disk != 0 || disks != 1 || locator_at < kEnd64Bytes || at > locator_at - kEnd64Bytes) {
+  if (disk != 0 || disks != 1 || locator_at < kZipEnd64Bytes || at > locator_at - kZipEnd64Bytes) {
     return bytes.Corrupt(locator_at, absl::StrCat("the zip64 locator leads to disk ", disk, " of ",
                                                   disks, ", byte ", at));
   }
-  CKPTD_ASSIGN_OR_RETURN(absl::string_view record, bytes.Get(at, kEnd64Bytes));
+  CKPTD_ASSIGN_OR_RETURN(absl::string_view record, bytes.Get(at, kZipEnd64Bytes));
   if (!absl::StartsWith(record, "PK\6\6") ||
       ZipNumber<uint64_t>(record, 4) != locator_at - at - 12) {
     return bytes.Corrupt(at, "there is no zip64 end record where its locator leads to");
@@ -51,7 +47,7 @@ absl::StatusOr<uint64_t> ReadEnd64(ZipBytes& bytes, uint64_t end, ZipDirectory* 
       ZipNumber<uint64_t>(record, 24) != full.record_count) {
     return bytes.Corrupt(at, "the zip64 end record tells of an archive in several parts");
   }
-  if (Denies(directory->record_count, full.record_count, kMax16) ||
+  if (Denies(directory->record_count, full.record_count, kZipMax16) ||
       Denies(directory->size_bytes, full.size_bytes, kZipMax32) ||
       Denies(directory->offset, full.offset, kZipMax32)) {
     return bytes.Corrupt(end, "the end record denies what the zip64 end record says");
@@ -198,20 +194,20 @@ bool ResolveZip64(absl::string_view extra, const std::vector<uint64_t*>& values)
 
 absl::StatusOr<ZipDirectory> FindZipDirectory(ZipBytes& bytes) {
   const uint64_t size = bytes.size_bytes();
-  const uint64_t tail_bytes = std::min<uint64_t>(size, kEndBytes + kMax16);
+  const uint64_t tail_bytes = std::min<uint64_t>(size, kZipEndBytes + kZipMax16);
   CKPTD_ASSIGN_OR_RETURN(absl::string_view tail, bytes.Get(size - tail_bytes, tail_bytes));
   const size_t found =
-      tail.size() < kEndBytes ? tail.npos : tail.rfind("PK\5\6", tail.size() - kEndBytes);
+      tail.size() < kZipEndBytes ? tail.npos : tail.rfind("PK\5\6", tail.size() - kZipEndBytes);
   if (found == tail.npos) {
     return bytes.Corrupt(size, "the file lacks its end: it was truncated, or never finished");
   }
   const absl::string_view record = tail.substr(found);
   const uint64_t at = size - record.size();
   const auto comment_bytes = ZipNumber<uint16_t>(record, 20);
-  if (kEndBytes + comment_bytes != record.size()) {
+  if (kZipEndBytes + comment_bytes != record.size()) {
     return bytes.Corrupt(
-        at, absl::StrCat(record.size() - kEndBytes, " bytes follow the end record, which tells of ",
-                         comment_bytes));
+        at, absl::StrCat(record.size() - kZipEndBytes,
+                         " bytes follow the end record, which tells of ", comment_bytes));
   }
   if (ZipNumber<uint32_t>(record, 4) != 0 ||
       ZipNumber<uint16_t>(record, 8) != ZipNumber<uint16_t>(record, 10)) {
@@ -221,8 +217,8 @@ absl::StatusOr<ZipDirectory> FindZipDirectory(ZipBytes& bytes) {
                             .size_bytes = ZipNumber<uint32_t>(record, 12),
                             .record_count = ZipNumber<uint16_t>(record, 10)};
   uint64_t end = at;
-  if (at >= kLocatorBytes) {
-    CKPTD_ASSIGN_OR_RETURN(absl::string_view magic, bytes.Get(at - kLocatorBytes, 4));
+  if (at >= kZipLocatorBytes) {
+    CKPTD_ASSIGN_OR_RETURN(absl::string_view magic, bytes.Get(at - kZipLocatorBytes, 4));
     if (magic == "PK\6\7") {
       CKPTD_ASSIGN_OR_RETURN(end, ReadEnd64(bytes, at, &directory));
     }

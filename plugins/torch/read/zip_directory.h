@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "plugins/torch/read/verify.h"
+#include "plugins/torch/zip_format.h"
 
 namespace ckptd {
 
@@ -26,12 +27,6 @@ struct ZipRecord {
   uint16_t method = 0;
   uint16_t name_bytes = 0;
 };
-
-inline constexpr uint64_t kZipEntryBytes = 46;
-inline constexpr uint64_t kZipHeaderBytes = 30;
-inline constexpr uint16_t kZipStored = 0;
-inline constexpr uint16_t kZipDeflated = 8;
-inline constexpr uint32_t kZipMax32 = 0xFFFFFFFF;
 
 // A number at `at` in `bytes`, which hold it: little-endian, as this machine is.
 template <typename T>

@@ -11,6 +11,7 @@ GROUPS = {
     "costs": ("P9",),
     "many": ("P10", "P12"),
     "crowd": ("P11",),
+    "backends": ("P13",),
 }
 FIELD = ("P1", "P2", "P4")
 ALL = sorted({*FIELD, *sum(GROUPS.values(), ())}, key=lambda name: int(name[1:]))

@@ -6,10 +6,13 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <tuple>
 
+#include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "server/persist/names.h"
 #include "server/persist/persister.h"
 #include "tests/server/persist/persist_fixture.h"
@@ -198,6 +201,31 @@ TEST_F(PersistSealTest, NothingIsWrittenBeforeItIsSealed) {
     }
     return absl::OkStatus();
   }));
+}
+
+TEST_F(PersistSealTest, WhatIsFinalLastIsWrittenLast) {
+  PageAligned image(content_);
+  PersistSource source = image.Source();
+  source.late_bytes = 100;
+  absl::Notification others_are_written;
+  uint64_t written = 0;
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op != FsOp::kWrite) return std::nullopt;
+    written += call.length;
+    if (written == 8 << 20) others_are_written.Notify();
+    return std::nullopt;
+  });
+  source.seal = [&](const std::function<bool(uint64_t)>& sealed) {
+    EXPECT_TRUE(sealed(source.size - 1));
+    EXPECT_TRUE(others_are_written.WaitForNotificationWithTimeout(absl::Seconds(30)));
+    std::memset(image.data(), 'x', source.late_bytes);
+    EXPECT_TRUE(sealed(source.size));
+    return absl::OkStatus();
+  };
+  PersistControl control;
+  ASSERT_OK(Persister(&fs_, {}, TempPrefix("test")).Persist(source, target_, 022, &control));
+  EXPECT_EQ(control.written, source.size);
+  EXPECT_EQ(ReadFile(target_.path), std::string(100, 'x') + content_.substr(100));
 }
 
 TEST_F(PersistSealTest, ASealIsStoppedWhenWritingHasFailed) {

@@ -36,6 +36,7 @@ class PageAligned {
   PageAligned(const PageAligned&) = delete;
   PageAligned& operator=(const PageAligned&) = delete;
 
+  uint8_t* data() { return data_; }
   // Sealed from the start.
   PersistSource Source() const {
     PersistSource source;

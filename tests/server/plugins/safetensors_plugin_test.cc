@@ -3,17 +3,22 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
 #include <string>
 #include <vector>
 
+#include "plugins/safetensors/header.h"
 #include "tests/server/testing/fake_host.h"
 #include "tests/server/testing/temp_dir.h"
 
 namespace ckptd {
 namespace {
+
+using safetensors::kChecksumOffset;
+using safetensors::kNoChecksum;
 
 constexpr int64_t kShape[] = {2, 3};
 constexpr int64_t kStrides[] = {3, 1};
@@ -120,6 +125,22 @@ TEST_F(SafetensorsPluginTest, AnImageForOthersTakesWhateverThereIs) {
   const std::string file = Sealed(&host, tensors);
   EXPECT_THAT(file, testing::HasSubstr(R"("dtype":"complex128")"));
   EXPECT_THAT(file, testing::HasSubstr(R"("ckptd.values":"{\"epoch\":3}")"));
+}
+
+TEST_F(SafetensorsPluginTest, TellsWhatIsFinalBeforeTheChecksumIs) {
+  constexpr int64_t kLarge[] = {13 << 20};
+  constexpr int64_t kStep[] = {1};
+  const std::vector<ckptd_tensor> tensors = {{"w", "uint8", kLarge, kStep, 1, 13 << 20, nullptr}};
+  ASSERT_EQ(host_.Plan(0, tensors), CKPTD_OK) << host_.error();
+  const ckptd_layout& layout = host_.layout();
+  EXPECT_EQ(layout.late_bytes, kChecksumOffset + kNoChecksum.size());
+  (void)Sealed(&host_, tensors);
+  ASSERT_GE(host_.sealed().size(), 4u);
+  EXPECT_TRUE(std::is_sorted(host_.sealed().begin(), host_.sealed().end()));
+  EXPECT_GT(host_.sealed().front(), layout.late_bytes);
+  // With that the late bytes are final, too: it must come once, and last.
+  EXPECT_EQ(host_.sealed().back(), layout.file_bytes);
+  EXPECT_LT(host_.sealed()[host_.sealed().size() - 2], layout.file_bytes);
 }
 
 TEST_F(SafetensorsPluginTest, StopsTheSealWhenAsked) {

@@ -35,7 +35,7 @@ class FakeHost : public ckptd_call {
 
   const ckptd_backend* const plugin_;
   ckptd_plan* plan_ = nullptr;
-  ckptd_layout layout_ = {sizeof(ckptd_layout), 0, 0, nullptr};
+  ckptd_layout layout_ = {sizeof(ckptd_layout), 0, 0, nullptr, 0};
   std::vector<uint64_t> sealed_;
   std::vector<std::string> found_;
   size_t cancel_at_ = 0;

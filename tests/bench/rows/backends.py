@@ -1,0 +1,95 @@
+"""P13: what the other backends of the daemon cost beside torch: the same state, saved by each."""
+
+import random
+
+from daemon import Daemon
+from settings import median, median_ratio, remove, timed
+from state import SNAPSHOT, State
+from subjects import Ckptd
+
+from rows.goal import Goal
+
+# For each of them.
+SHARE = 0.02
+REFERENCE, OTHERS = "torch", ("xla", "safetensors", "xla-xser")
+# Its image is copied to, as all are, but written by a host process: a file for each tensor.
+MANY_FILES = "xla-xser"
+# Of the rounds of the run: these saves are short, and what is to be told apart is five percent.
+TIMES = 3
+
+
+def measure(settings):
+    state = State(settings.shared, settings.size // 4)
+    with Daemon(settings.daemon, settings.budget) as daemon:
+        subjects = {
+            name: Ckptd(daemon.address, reserve=state.tensors, backend=name)
+            for name in (REFERENCE, *OTHERS)
+        }
+        # What only the first saves pay is no part of it.
+        for subject in subjects.values():
+            for _ in range(2):
+                _save(settings, state, subject, judge=True)
+        goals = []
+        for name in OTHERS:
+            pair = subjects[name], subjects[REFERENCE]
+            samples = settings.repeat(
+                SHARE,
+                lambda pair=pair: _sample(settings, state, *pair),
+                rounds=TIMES * settings.rounds,
+                least=settings.rounds,
+            )
+            goals += _goals(name, samples, state)
+        for subject in subjects.values():
+            subject.close()
+    return goals
+
+
+def _save(settings, state, subject, judge=False):
+    """Seconds of the call, and until it is durable. Raises RuntimeError for what is no snapshot."""
+    path = settings.path()
+
+    def save():
+        stall, _ = timed(subject.save, state.tensors, path)
+        subject.wait()
+        return stall
+
+    durable, stall = timed(save)
+    if judge:
+        state.step()
+        if state.judge(subject.client.load(path, backend=subject.backend)) != SNAPSHOT:
+            raise RuntimeError(f"what {subject.backend} has written is not what was saved")
+    remove(path)
+    remove(f"{path}.tensors")  # of xla-xser
+    return {"stall": stall, "durable": durable}
+
+
+def _sample(settings, state, other, reference):
+    """A save by each, in a drawn order: whoever comes second finds another disk."""
+    order = random.sample([other, reference], 2)
+    taken = {subject: _save(settings, state, subject) for subject in order}
+    beside = {f"{key} by torch": seconds for key, seconds in taken[reference].items()}
+    return {**taken[other], **beside}
+
+
+def _goals(name, samples, state):
+    def goal(key, what, note=""):
+        beside = f"{key} by torch"
+        return Goal(
+            "P13",
+            f"{name}, {state.nbytes / 1e6:.0f} MB: {what}",
+            median(samples, key),
+            "s",
+            "the same by torch, beside it",
+            median(samples, beside),
+            median_ratio(samples, key, beside),
+            "≤",
+            1.05,
+            len(samples),
+            note,
+        )
+
+    stall, durable = "stall of a save", "from the call until it is durable"
+    if name == MANY_FILES:
+        files = f"{len(state.tensors) + 1} files, by a host process: durable after"
+        return [goal("stall", stall, f"{files} {1000 * median(samples, 'durable'):.0f} ms")]
+    return [goal("stall", stall), goal("durable", durable)]
