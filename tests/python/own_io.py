@@ -13,15 +13,16 @@ class Mine:
     to note the process.
 
     until: the file that each save waits for, if any.
+    ends:  the file that teardown waits for, if any.
     """
 
-    def __init__(self, until=""):
+    def __init__(self, until="", ends=""):
         self.until = str(until)
+        self.ends = str(ends)
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
-        until = checkpoint.get("until", self.until)
-        while until and not os.path.exists(until):
-            time.sleep(0.01)
+        print("begins", os.path.basename(path))
+        self._wait_for(checkpoint.get("until", self.until))
         if checkpoint.get("raise"):
             raise ValueError("no luck")
         if checkpoint.get("exit"):
@@ -42,7 +43,12 @@ class Mine:
         os.remove(path)
 
     def teardown(self):
-        pass
+        self._wait_for(self.ends)
+
+    @staticmethod
+    def _wait_for(path):
+        while path and not os.path.exists(path):
+            time.sleep(0.01)
 
 
 class Echo:

@@ -155,6 +155,16 @@ class TestFullDisk:
             client.flush()
         assert os.listdir(full) == ["old.ckpt"]
 
+    def test_latest_leaves_failures_to_be_raised(self, client, full):
+        torch.save({"x": 1}, full / "old.ckpt")
+        client.save(self.STATE, full / "a.ckpt")
+        client.remove(full / "old.ckpt", wait=False)
+        assert client.latest(full) == str(full / "old.ckpt")
+        with pytest.raises(ckptd.SaveError, match="No space left"):
+            client.raise_failed()
+        with pytest.raises(ckptd.CheckpointError, match="old.ckpt"):
+            client.flush()
+
     def test_saves_nobody_asked_after_are_told_at_exit(self, client, full, run_python):
         program = """
             import ckptd, sys, torch

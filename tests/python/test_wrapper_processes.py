@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_daemon_that_shares_neither_programs_nor_memory(make_placed, tmp_path):
     assert torch.equal(loaded["w"], torch.arange(1_000_000))
     worker = psutil.Process(loaded["by"])
     assert not children(daemon.process)
-    # It dies, and the next save starts another, once the daemon knows.
+    # It dies, and another is started; until the daemon knows, a task may still go to it.
     worker.parent().kill()
     wait_until(lambda: "its stream has ended" in daemon.log.read_text(), "the end of its stream")
     wrapper.save_checkpoint({"by": 0}, tmp_path / "b.ckpt")
@@ -132,6 +133,42 @@ def test_daemon_that_shares_neither_programs_nor_memory(make_placed, tmp_path):
     # As its job has a save that failed.
     assert path.exists()
     wait_until(lambda: has_ended(supervisor), "the end of the host, which nobody needs any more")
+
+
+@needs_root
+def test_killed_with_saves_in_the_queue(make_placed, tmp_path):
+    daemon = make_placed("another container")
+    wrapper = SidecarCheckpointIO(Mine(until=tmp_path / "go"), client=daemon.client())
+    for name in ("a.ckpt", "b.ckpt"):
+        wrapper.save_checkpoint({"by": 0}, tmp_path / name)
+    lost, queued = sorted(wrapper.client.pending(), key=lambda save: save.path)
+    wait_until(lambda: "begins a.ckpt" in daemon.log.read_text(), "the save to begin", 60)
+    (killed,) = re.findall(r"process (\d+) attached itself", daemon.log.read_text())
+    os.kill(int(killed), signal.SIGKILL)
+    with pytest.raises(ckptd.SaveError) as info:
+        lost.result()
+    assert info.value.reason == "HOST_DIED"
+    (tmp_path / "go").touch()
+    queued.result()  # asks for nothing but the save's state
+    supervisor = psutil.Process(torch.load(queued.path)["by"]).parent()
+    assert supervisor.pid != int(killed)
+    wrapper.client.close()
+    wait_until(lambda: has_ended(supervisor), "the end of the host, which nobody needs any more")
+
+
+@needs_root
+def test_needed_again_while_it_ends(make_placed, tmp_path):
+    daemon = make_placed("another container")
+    wrapper = SidecarCheckpointIO(Mine(ends=tmp_path / "go"), client=daemon.client())
+    wrapper.save_checkpoint({"n": 1}, tmp_path / "a.ckpt")
+    wrapper.client.flush()
+    wrapper.client.close()
+    wait_until(lambda: ": closed" in daemon.log.read_text(), "the daemon to let go of the host")
+    wrapper.save_checkpoint({"n": 2}, tmp_path / "b.ckpt")
+    (save,) = wrapper.client.pending()
+    (tmp_path / "go").touch()
+    save.result()
+    wrapper.teardown()
 
 
 @pytest.mark.parametrize("place", PLACES)

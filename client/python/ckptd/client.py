@@ -244,13 +244,15 @@ class Client:
 
         Waits for what is pending in `folder` where a daemon answers, but starts none. Takes regular
         files in the folder itself, by time of modification; logs each corrupt one that it passes
-        over. Raises FileNotFoundError if there is none, CheckpointTimeoutError.
+        over. Saves and removals that have failed are left to whoever raises them otherwise. Raises
+        FileNotFoundError if there is none, CheckpointTimeoutError.
         """
         target = names.local_path(folder)
         if os.path.isdir(target):
             real = os.path.realpath(target)
             try:
                 session = session_for(self.address)
+                # Of all jobs: the daemon keeps what failed for the flush of each one.
                 flush(session, self._owner, self.timeout, "jobs/-", "" if real == "/" else real)
             except DaemonUnavailableError:
                 _log.debug("%s: no daemon answers", self.address, exc_info=True)

@@ -6,13 +6,11 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Tuple
 
-from . import names
+from . import host_start, names
 from .host.process import interpreter_flags
 from .session import ANSWER_TIMEOUT, Session
 from .v1 import checkpoint_pb2 as pb
@@ -20,10 +18,8 @@ from .v1 import checkpoint_pb2 as pb
 _PROGRAM = str(Path(__file__).with_name("host") / "__main__.py")
 # Where classes of the program itself live: in a process of multiprocessing, under the other name.
 _MAIN = ("__main__", "__mp_main__")
+_NOWHERE = ("", "", "", False)
 _MAIN_GLOBAL = re.compile(rb"c(__main__|__mp_main__)\n([^\n]+)\n")
-# Processes that this one has started, with the host that each is; kept so that they are reaped.
-_started: Dict[str, "subprocess.Popen[bytes]"] = {}
-_lock = threading.Lock()
 
 
 class Host:
@@ -40,7 +36,8 @@ class Host:
         self._factory = factory
         self.label = label or type(base).__name__
         self._spec: Optional[bytes] = None
-        self._registered: Tuple[str, str, str] = ("", "", "")  # address, session, host
+        # Address, session, host, and whether the daemon can start it.
+        self._registered: Tuple[str, str, str, bool] = _NOWHERE
 
     @property
     def base(self) -> Any:
@@ -62,27 +59,24 @@ class Host:
     def id_in(self, session: Session, session_id: str) -> str:
         """The host's name in an open session. Raises grpc.RpcError.
 
-        Where the daemon cannot start it, it is started here unless it runs.
+        Where the daemon cannot start it, this process does, and again when it is killed.
         """
         self.prepare()
         spec = pb.HostSpec.FromString(self._spec or b"")
-        if self._registered[:2] != (session.address, session_id):
+        registered = self._registered
+        anew = registered[:2] != (session.address, session_id)
+        if anew:
             request = pb.RegisterHostRequest(session_id=session_id, spec=spec)
             answer = session.call("RegisterHost", request, ANSWER_TIMEOUT)
-            if not answer.startable:
-                with _lock:
-                    if answer.host not in _started:
-                        _started[answer.host] = _spawn(answer.host, spec, session.address)
-            self._registered = (session.address, session_id, answer.host)
-        host = self._registered[2]
-        with _lock:
-            process = _started.get(host)
-            if process is not None and process.poll() is not None:
-                _started[host] = _spawn(host, spec, session.address)
+            registered = (session.address, session_id, answer.host, answer.startable)
+        _, _, host, startable = registered
+        if not startable:
+            host_start.keep(host, spec, session.address, anew)
+        self._registered = registered
         return host
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {**self.__dict__, "_registered": ("", "", "")}
+        return {**self.__dict__, "_registered": _NOWHERE}
 
     def _make_spec(self) -> pb.HostSpec:
         if not sys.executable:
@@ -146,38 +140,6 @@ def main_globals(data: bytes) -> bytes:
         if value is not None:
             found[f"{where}:{attribute}"] = value
     return by_value(found) if found else b""
-
-
-def _spawn(host: str, spec: pb.HostSpec, address: str) -> "subprocess.Popen[bytes]":
-    """Starts the host's process so that it outlives this one.
-
-    What it prints goes to a log beside the daemon's socket: whoever reads this process's output
-    must see the end of it.
-    """
-    path = names.socket_path(address)
-    try:
-        log = open(Path(path).with_name("ckptd-host.log") if path else os.devnull, "ab")
-    except OSError:
-        log = open(os.devnull, "ab")
-    with log:
-        return subprocess.Popen(
-            list(spec.argv),
-            cwd=spec.directory,
-            env={**dict(spec.environment), "CKPTD_HOST_ID": host, "CKPTD_ADDRESS": address},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def _forget_started() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _started.clear()
-
-
-os.register_at_fork(after_in_child=_forget_started)
 
 
 def _text(value: str) -> str:
