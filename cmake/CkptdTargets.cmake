@@ -43,21 +43,22 @@ endif()
 
 # ckptd_precompiled(NAME HEADERS ... DEPS ...): headers that take longer to parse than all that
 # includes them. Every target below a folder whose CKPTD_PRECOMPILED names them has them; sources
-# include what they use all the same, and clang-tidy reads them without.
+# include what they use all the same, and clang-tidy reads them without. Only for Clang, with which
+# we build all day.
 function(ckptd_precompiled name)
   cmake_parse_arguments(ARG "" "" "HEADERS;DEPS" ${ARGN})
   set(CKPTD_PRECOMPILED "")
   file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/${name}.cc "")
   ckptd_library(${name} SOURCES ${CMAKE_CURRENT_BINARY_DIR}/${name}.cc DEPS ${ARG_DEPS})
-  target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
   if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
     # The same bytes each time, for ccache.
     target_compile_options(${name} PRIVATE "SHELL:-Xclang -fno-pch-timestamp")
   endif()
 endfunction()
 
 function(ckptd_reuse_precompiled name)
-  if(CKPTD_PRECOMPILED)
+  if(CKPTD_PRECOMPILED AND CMAKE_CXX_COMPILER_ID MATCHES Clang)
     target_precompile_headers(${name} REUSE_FROM ${CKPTD_PRECOMPILED})
     # As the headers are; of executables CMake says -fPIE.
     target_compile_options(${name} PRIVATE -fPIC)
