@@ -195,8 +195,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
     assert not path.exists()
     go.touch()
-    wait_until(path.exists, "the save")
-    wait_until(lambda: not daemon.status().queue.staging_count, "its end")
+    wait_until(lambda: daemon.status().queue.succeeded_count, "its end")
     assert torch.equal(torch.load(path)["w"], torch.ones(3))
 
 

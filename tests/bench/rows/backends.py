@@ -4,7 +4,7 @@ import random
 
 from daemon import Daemon
 from settings import median, median_ratio, remove, timed
-from state import SNAPSHOT, State
+from state import SNAPSHOT
 from subjects import Ckptd
 
 from rows.goal import Goal
@@ -14,39 +14,30 @@ SHARE = 0.02
 REFERENCE, OTHERS = "torch", ("xla", "safetensors", "xla-xser")
 # Its image is copied to, as all are, but written by a host process: a file for each tensor.
 MANY_FILES = "xla-xser"
-# Of the rounds of the run: these saves are short, and what is to be told apart is five percent.
-TIMES = 3
 
 
 def measure(settings):
-    state = State(settings.shared, settings.size // 4)
     with Daemon(settings.daemon, settings.budget) as daemon:
-        subjects = {
-            name: Ckptd(daemon.address, reserve=state.tensors, backend=name)
-            for name in (REFERENCE, *OTHERS)
-        }
+        subjects = {name: Ckptd(daemon.address, backend=name) for name in (REFERENCE, *OTHERS)}
         # What only the first saves pay is no part of it.
         for subject in subjects.values():
             for _ in range(2):
-                _save(settings, state, subject, judge=True)
+                _save(settings, subject, judge=True)
         goals = []
         for name in OTHERS:
             pair = subjects[name], subjects[REFERENCE]
             samples = settings.repeat(
-                SHARE,
-                lambda pair=pair: _sample(settings, state, *pair),
-                rounds=TIMES * settings.rounds,
-                least=settings.rounds,
+                SHARE, lambda pair=pair: _sample(settings, *pair), least=settings.rounds
             )
-            goals += _goals(name, samples, state)
+            goals += _goals(name, samples, len(settings.state.tensors))
         for subject in subjects.values():
             subject.close()
     return goals
 
 
-def _save(settings, state, subject, judge=False):
+def _save(settings, subject, judge=False):
     """Seconds of the call, and until it is durable. Raises RuntimeError for what is no snapshot."""
-    path = settings.path()
+    state, path = settings.state, settings.path()
 
     def save():
         stall, _ = timed(subject.save, state.tensors, path)
@@ -63,20 +54,20 @@ def _save(settings, state, subject, judge=False):
     return {"stall": stall, "durable": durable}
 
 
-def _sample(settings, state, other, reference):
+def _sample(settings, other, reference):
     """A save by each, in a drawn order: whoever comes second finds another disk."""
     order = random.sample([other, reference], 2)
-    taken = {subject: _save(settings, state, subject) for subject in order}
+    taken = {subject: _save(settings, subject) for subject in order}
     beside = {f"{key} by torch": seconds for key, seconds in taken[reference].items()}
     return {**taken[other], **beside}
 
 
-def _goals(name, samples, state):
+def _goals(name, samples, tensors):
     def goal(key, what, note=""):
         beside = f"{key} by torch"
         return Goal(
             "P13",
-            f"{name}, {state.nbytes / 1e6:.0f} MB: {what}",
+            f"{name}: {what}",
             median(samples, key),
             "s",
             "the same by torch, beside it",
@@ -90,6 +81,6 @@ def _goals(name, samples, state):
 
     stall, durable = "stall of a save", "from the call until it is durable"
     if name == MANY_FILES:
-        files = f"{len(state.tensors) + 1} files, by a host process: durable after"
+        files = f"{tensors + 1} files, by a host process: durable after"
         return [goal("stall", stall, f"{files} {1000 * median(samples, 'durable'):.0f} ms")]
     return [goal("stall", stall), goal("durable", durable)]
