@@ -187,3 +187,25 @@ def test_a_trainer_finds_what_torch_checkpoint_io_leaves(pl, client, tmp_path):
     assert ours == listings(pl, tmp_path / "stock", None)
     assert len(ours) == 4
     assert not any(path.is_symlink() for path in (tmp_path / "ours").glob("epoch*"))
+
+
+@pytest.mark.parametrize("how", [{"wait": "durable"}, {"visible": "at_return"}])
+def test_what_is_removed_is_gone_at_return(client, tmp_path, how):
+    plugin = SidecarCheckpointIO(client=client, **how)
+    for n in range(50):  # by chance it might be
+        path = tmp_path / f"{n}.ckpt"
+        path.touch()
+        plugin.remove_checkpoint(path)
+        assert not path.exists()
+
+
+def test_a_removal_waits_for_no_save_in_the_background(client, held):
+    plugin = SidecarCheckpointIO(client=client, visible="at_return")
+    old = held.path.with_name("old.ckpt")
+    old.touch()
+    client.save({"x": 1}, held.path)
+    plugin.remove_checkpoint(old)
+    assert old.exists()
+    held.let_go()
+    client.flush()
+    assert not old.exists()

@@ -89,14 +89,14 @@ class Routes:
             return read(host.base)
         return client.load_with(path, lambda: read(host.base))
 
-    def remove(self, client: "Client", path: PathLike) -> None:
-        """Removes by the host for `path`."""
+    def remove(self, client: "Client", path: PathLike, wait: bool) -> None:
+        """Removes by the host for `path`, as Client.remove does."""
         host = self.to(path)
         assert host is not None
         if self._is_of_this_process(path):
             host.base.remove_checkpoint(path)
         else:
-            client.remove_with(host, path)
+            client.remove_with(host, path, wait)
 
     def teardown(self) -> None:
         """Tears the user's CheckpointIO down, in this process."""

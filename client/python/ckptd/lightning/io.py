@@ -169,13 +169,17 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
     def remove_checkpoint(self, path: PathLike) -> None:
         """Has the file or folder at `path` removed once the saves before it are durable.
 
-        Does not wait for that; if it fails then, teardown raises it.
+        Does not wait for that; if it fails then, teardown raises it. With wait="durable" it is
+        gone when this returns, or this raises CheckpointError; with visible="at_return", too, where
+        no save is pending.
         """
         path = local(path)
+        at_once = self.visible == "at_return" and not self.client.pending()
+        wait = self.wait == "durable" or at_once
         if self._routes.to(path) is not None:
-            self._routes.remove(self.client, path)
+            self._routes.remove(self.client, path, wait)
         else:
-            self.client.remove(path, wait=False, backend=self.backend)
+            self.client.remove(path, wait=wait, backend=self.backend)
 
     def teardown(self) -> None:
         """Waits until all saves are durable and lets go of the daemon; the plugin stays usable.
