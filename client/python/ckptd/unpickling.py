@@ -122,6 +122,7 @@ class _Unpickler(pickle.Unpickler):
             # Nobody can write into a dtype, as a pickle could into a class.
             return torch.serialization.StorageType(name).dtype  # type: ignore[no-untyped-call]
         if module == "torch._utils":
+            # Not the function itself, whose attributes a pickle can set.
             function = self._callables[name]
             return lambda *arguments: function(*arguments)
         raise NotPlainError
