@@ -110,10 +110,6 @@ class _Unpickler(pickle.Unpickler):
         self._contents = contents
         self._anywhere = anywhere
         self._storages: Dict[str, torch.TypedStorage] = {}
-        self._callables: Dict[str, Callable[..., Any]] = {
-            "_rebuild_tensor_v2": _rebuild_tensor,
-            "_rebuild_parameter": torch._utils._rebuild_parameter,
-        }
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -123,7 +119,7 @@ class _Unpickler(pickle.Unpickler):
             return torch.serialization.StorageType(name).dtype  # type: ignore[no-untyped-call]
         if module == "torch._utils":
             # Not the function itself, whose attributes a pickle can set.
-            function = self._callables[name]
+            function = _FUNCTIONS[name]
             return lambda *arguments: function(*arguments)
         raise NotPlainError
 
@@ -165,3 +161,10 @@ def _rebuild_tensor(
         torch._utils.set_tensor_metadata(tensor, metadata)  # type: ignore[no-untyped-call]
     tensor._backward_hooks = backward_hooks
     return tensor
+
+
+# Of torch._utils, by their names in a pickle.
+_FUNCTIONS: Dict[str, Callable[..., Any]] = {
+    "_rebuild_tensor_v2": _rebuild_tensor,
+    "_rebuild_parameter": torch._utils._rebuild_parameter,
+}
