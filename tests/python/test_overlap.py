@@ -214,12 +214,13 @@ PROGRAM = """
     optimizer = torch.optim.SGD([weight])
     client = ckptd.default_client()
     copier = ckptd.session.session_for(client.address).copier
-    real, main = copier.copy, threading.current_thread()
+    real, main, ended = copier.copy, threading.current_thread(), threading.Event()
+    threading._register_atexit(ended.set)
     def slow(*arguments):
         if threading.current_thread() is not main:
             if sys.argv[2] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            main.join()  # the program has ended
+            ended.wait()  # of the program; it waits for threads now
         real(*arguments)
     copier.copy = slow
     client.save({"weight": weight}, sys.argv[1], overlap=optimizer)

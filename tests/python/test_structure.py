@@ -180,18 +180,86 @@ def test_what_changes_the_pickle_is_seen(name):
     assert after.sizes == by_pickle(obj, "object").sizes
 
 
-def test_same_structure_is_written_once(monkeypatch):
+@pytest.fixture
+def writers(monkeypatch):
+    """One entry for each pickle that was written from its beginning."""
+    made = []
+
+    class Writer(pickle_writer._Writer):
+        def __init__(self, found):
+            made.append(found)
+            super().__init__(found)
+
+    monkeypatch.setattr(pickle_writer, "_Writer", Writer)
+    return made
+
+
+def test_same_structure_is_written_once(writers):
     structures = Structures()
     first = capture(base(), structures=structures)
     other = capture({"other": 1}, structures=structures)
-    monkeypatch.setattr(pickle_writer, "write", None)
+    assert len(writers) == 2
     obj = base()  # of other tensors
     obj["many"]["layer 3"].add_(7)
     again = capture(obj, structures=structures)
-    assert again.pickle is first.pickle
+    assert again.pickle == first.pickle
     assert [s.data_ptr() for s in again.storages] == again.addresses
     assert obj["many"]["layer 3"].data_ptr() in again.addresses
-    assert capture({"other": 1}, structures=structures).pickle is other.pickle
+    assert capture({"other": 1}, structures=structures).pickle == other.pickle
+    assert len(writers) == 2
+
+
+def progress(step, text="epoch 1", rate=0.1):
+    return {"global_step": step, "net": {f"{i} w": torch.zeros(i) for i in range(9)},
+            "loops": [step, {"rate": rate, "best": text, text: (step, text)}], "last": "0"}  # fmt: skip
+
+
+VALUES = {
+    "wider": progress(70_000),
+    "narrower": progress(1),
+    "of many bytes": progress(-(1 << 70)),
+    "float": progress(300, rate=-2.5),
+    "string": progress(300, text="a longer name, \u00fc"),
+    "all": progress(301, "x", 0.3),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_alone_are_written_anew(name, writers):
+    structures = Structures()
+    for obj in (progress(300), VALUES[name], progress(300), VALUES[name]):
+        assert capture(obj, structures=structures).pickle == pickled(obj)
+    assert len(writers) == 1
+
+
+OTHERS = {
+    "an int for a float": progress(300, rate=1),
+    "a float for an int": progress(0.5),
+    "a string for an int": progress("300"),
+    "an object for another": {**progress(300), "last": progress(300)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_values_are_other_structures(name, writers):
+    structures = Structures()
+    for obj in (progress(300), OTHERS[name]):
+        assert capture(obj, structures=structures).pickle == pickled(obj)
+    assert len(writers) == 2
+
+
+def test_a_digit_is_one_object_where_python_has_it_so():
+    structures = Structures()
+    for text in ("7", "8", "text", "7"):
+        obj = {"a": text, "b": {"key": torch.zeros(2)}, "c": str(int("7"))}
+        assert capture(obj, structures=structures).pickle == pickled(obj)
+
+
+def test_a_number_that_only_pickle_writes_leaves_what_is_known():
+    structures = Structures()
+    for step in (1, 1 << 4096, 2):
+        obj = {"a": step, "b": [step]}
+        assert capture(obj, structures=structures).pickle == pickled(obj)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Sequence, Set, Tuple
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 import torch
 
@@ -20,6 +21,7 @@ from .errors import SaveError
 
 # What is smaller is copied at once: to keep track of it costs more.
 _MIN_BYTES = 64 << 10
+_THREAD_NAME = "ckptd-overlap"
 
 
 class Guard:
@@ -132,39 +134,47 @@ def _before_step(_: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Any:
 # ---- Copies that are under way -------------------------------------------------------------------
 
 _lock = threading.Lock()
-_running: Set[threading.Thread] = set()
+_running: Set[Future[None]] = set()
+_threads: Optional[ThreadPoolExecutor] = None
 
 
 def start(copy: Callable[[], None]) -> None:
     """Runs `copy`, which raises nothing, behind the caller. The process does not end before it."""
-
-    def run() -> None:
-        try:
-            copy()
-        finally:
-            with _lock:
-                _running.discard(thread)
-
-    thread = threading.Thread(target=run, name="ckptd-overlap")
+    global _threads
     with _lock:
-        _running.add(thread)
-    thread.start()
+        if _threads is None:
+            # They stay: a new one would run first, and who starts it only when that lets it.
+            _threads = ThreadPoolExecutor(thread_name_prefix=_THREAD_NAME)
+        try:
+            running = _threads.submit(copy)
+        except RuntimeError:  # the interpreter is ending, and threads take no more
+            running = None
+        else:
+            _running.add(running)
+    if running is None:
+        copy()
+    else:
+        running.add_done_callback(_ended)
+
+
+def _ended(copy: Future[None]) -> None:
+    with _lock:
+        _running.discard(copy)
 
 
 def wait_for_copies(*_: Any) -> None:
     """Returns when no copy of this process is under way. Also a hook, whatever its arguments."""
-    if not _running:
+    if not _running or threading.current_thread().name.startswith(_THREAD_NAME):
         return
     with _lock:
-        threads: Sequence[threading.Thread] = list(_running)
-    for thread in threads:
-        if thread is not threading.current_thread():
-            thread.join()
+        running = list(_running)
+    wait(running)
 
 
 def _after_fork_in_child() -> None:
-    global _lock
+    global _lock, _threads
     _lock = threading.Lock()
+    _threads = None
     _running.clear()  # they are the parent's
 
 

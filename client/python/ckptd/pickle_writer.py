@@ -5,8 +5,11 @@ The bytes are those of pickle: `works` finds out, once, with the Python and the 
 
 from __future__ import annotations
 
+import operator
 import struct
+import threading
 from collections import OrderedDict
+from itertools import compress
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
@@ -36,7 +39,7 @@ _pack_u32 = struct.Struct("<I").pack
 
 def write(found: Trace) -> bytes:
     """The pickle of an object with this structure."""
-    return _Writer(found).run()
+    return b"".join(_Writer(found).run())
 
 
 class _Writer:
@@ -44,6 +47,10 @@ class _Writer:
 
     def __init__(self, found: Trace) -> None:
         self._next: Iterator[Any] = iter(found.marks)
+        self._marks = len(found.marks)
+        self._parts: List[bytes] = []
+        #: The places, among the parts, of numbers and strings, by their places among the marks.
+        self.values: Dict[int, int] = {}
         self._tensors = zip(*found.columns)
         self._sizes = found.sizes
         self._out: List[bytes] = []
@@ -55,11 +62,23 @@ class _Writer:
         self._digits: Dict[str, bytes] = {}
         self._globals: Dict[bytes, bytes] = {}
 
-    def run(self) -> bytes:
+    def run(self) -> List[bytes]:
+        """The pickle, in parts: each of `values` is one."""
         self._put(b"\x80\x02")
         self._value()
         self._put(b".")
-        return b"".join(self._out)
+        self._end_part()
+        return self._parts
+
+    def _end_part(self) -> None:
+        self._parts.append(b"".join(self._out))
+        self._out.clear()
+
+    def _changeable(self, value: Any) -> None:
+        """Writes a value, the mark that was read last, as a part of its own."""
+        self._end_part()
+        self.values[self._marks - operator.length_hint(self._next) - 1] = len(self._parts)
+        self._parts.append(_pickled(value))
 
     def _remember(self) -> Tuple[bytes, bytes]:
         """What remembers the object that was written just now, and what recalls it."""
@@ -89,13 +108,15 @@ class _Writer:
         if mark is TENSOR:
             self._tensor(*next(self._tensors))
         elif kind is str:
-            self._string(mark)
+            if mark in _DIGITS:
+                self._string(mark)
+            else:
+                self._changeable(mark)
+                self._remember_new()
         elif kind is int:
             self._put(self._recalls[mark])
-        elif mark is INT:
-            self._put(_pickled_int(next(self._next)))
-        elif mark is FLOAT:
-            self._put(b"G" + next(self._next))
+        elif mark is INT or mark is FLOAT:
+            self._changeable(next(self._next))
         elif mark is TUPLE:
             self._tuple(next(self._next))
         elif mark is LIST:
@@ -220,6 +241,13 @@ class _Writer:
         self._put(_end_of_tuple(len(numbers)) + self._remember()[0])
 
 
+def _pickled(value: Any) -> bytes:
+    """What writes a value among the marks: an int, a packed double or a str."""
+    if type(value) is bytes:
+        return b"G" + value
+    return _pickled_int(value) if type(value) is int else _pickled_str(value)
+
+
 def _pickled_int(number: int) -> bytes:
     if 0 <= number < 256:
         return b"K%c" % number
@@ -244,22 +272,64 @@ def _end_of_tuple(count: int) -> bytes:
     return (b"\x85", b"\x86", b"\x87")[count - 1] if count <= 3 else b"t"
 
 
+class _Known:
+    """A structure and its pickle, in parts."""
+
+    def __init__(self, found: Trace) -> None:
+        writer = _Writer(found)
+        self._parts = writer.run()
+        self._values = writer.values
+        self._marks = found.marks
+        self._tensors = found.of_tensors()
+
+    def pickle(self) -> bytes:
+        return b"".join(self._parts)
+
+    def pickle_of(self, found: Trace) -> Optional[bytes]:
+        """The pickle of what differs in numbers and strings at most, and becomes what is known;
+        None for anything else. Raises UnusualError."""
+        marks = found.marks
+        if len(marks) != len(self._marks) or found.of_tensors() != self._tensors:
+            return None
+        if marks != self._marks:
+            changed = list(compress(range(len(marks)), map(operator.ne, marks, self._marks)))
+            if not all(self._may_change(at, marks[at]) for at in changed):
+                return None
+            pickled = [_pickled(marks[at]) for at in changed]
+            for at, part in zip(changed, pickled):
+                self._parts[self._values[at]] = part
+            self._marks = marks
+        return self.pickle()
+
+    def _may_change(self, at: int, value: Any) -> bool:
+        same_kind = type(value) is type(self._marks[at])
+        return at in self._values and same_kind and value not in _DIGITS
+
+
 class Structures:
     """The structures saved last, each with its pickle. Thread-safe."""
 
     _KEPT = 2
 
     def __init__(self) -> None:
-        self._known: List[Tuple[List[Any], bytes]] = []
+        self._lock = threading.Lock()
+        self._known: List[_Known] = []
 
     def pickle_of(self, found: Trace) -> bytes:
-        """The pickle of what was traced: that of an equal one before, or a new one."""
-        structure = found.structure()
-        for known, pickle in self._known:
-            if known == structure:
-                return pickle
-        pickle = write(found)
-        self._known = [(structure, pickle), *self._known[: self._KEPT - 1]]
+        """The pickle of what was traced: that of one before which was alike, or a new one.
+
+        From one save to the next the numbers of a training change, and the names of files: such
+        values alone are written anew.
+        """
+        with self._lock:
+            for known in self._known:
+                pickle = known.pickle_of(found)
+                if pickle is not None:
+                    return pickle
+        new = _Known(found)
+        pickle = new.pickle()
+        with self._lock:
+            self._known = [new, *self._known[: self._KEPT - 1]]
         return pickle
 
 

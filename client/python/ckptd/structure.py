@@ -72,9 +72,9 @@ class Trace:
         self.sizes: List[int] = []  # what readers expect, which may be less than nbytes()
         self.dtypes: List[torch.dtype] = []
 
-    def structure(self) -> List[Any]:
-        """All that the pickle depends on, to be compared."""
-        return [self.marks, self.columns, self.sizes]
+    def of_tensors(self) -> List[Any]:
+        """What the pickle depends on beside the marks, to be compared."""
+        return [self.columns, self.sizes]
 
 
 def trace(obj: Any) -> Trace:
