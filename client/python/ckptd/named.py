@@ -13,16 +13,18 @@ the others. Numbers, strings, booleans and None are in ckptd.values.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Dict, Hashable, List, NoReturn, Set
+from typing import Any, Dict, Hashable, List, NoReturn, Optional, Set
 
 import torch
 
 from .capture import Captured
 from .errors import UnpicklableError
+from .structure import ITEM_BYTES, UnusualError, trace, uncollected
 from .v1 import checkpoint_pb2 as pb
 
 # Of those that take a serialized object all are built into the daemon: a plugin never does.
@@ -50,8 +52,9 @@ def capture_named(obj: Any, path: str, backend: str) -> Named:
 
     Raises UnpicklableError that names what no tensor, number, string, boolean or None is.
     """
-    walk = _Walk(path, backend)
-    tree = walk.take(obj, ())
+    with uncollected():
+        walk = _Walk(path, backend, whole_storages(obj))
+        tree = walk.take(obj, ())
     options: Dict[str, Any] = {"ckptd.aliases": walk.aliases, "ckptd.values": walk.values}
     written = {key: _json(value) for key, value in options.items() if value}
     if not walk.splits or not isinstance(obj, dict):
@@ -100,9 +103,10 @@ def _json(value: Any) -> str:
 
 
 class _Walk:
-    def __init__(self, path: str, backend: str) -> None:
+    def __init__(self, path: str, backend: str, whole: Dict[int, torch.UntypedStorage]) -> None:
         self._path = path
         self._backend = backend
+        self._whole = whole
         self._names: Set[str] = set()
         self._open: Set[int] = set()  # containers that the walk is in
         self._kept: Dict[Hashable, str] = {}
@@ -155,19 +159,33 @@ class _Walk:
         return name
 
     def _tensor(self, tensor: torch.Tensor, steps: tuple[str, ...]) -> str:
+        storage = self._whole.get(id(tensor))
+        if storage is not None:
+            return self._add(tensor, id(tensor), storage, steps)
         if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
             self._refuse(steps, f"is a {type(tensor).__qualname__}, which is more than its bytes")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
             self._refuse(steps, "is a sparse, nested or quantized tensor")
         if tensor.device.type == "meta":
             self._refuse(steps, "is on the device meta, and has no bytes")
+        return self._add(tensor, identity_of(tensor), None, steps)
+
+    def _add(
+        self,
+        tensor: torch.Tensor,
+        identity: Hashable,
+        storage: Optional[torch.UntypedStorage],
+        steps: tuple[str, ...],
+    ) -> str:
+        """storage: what `bytes_of` gives, if that is known."""
         name = self._name(steps)
-        kept = self._kept.setdefault(identity_of(tensor), name)
+        kept = self._kept.setdefault(identity, name)
         if kept != name:
             self.aliases[name] = kept
             return name
-        storage = bytes_of(tensor)
-        dtype = str(tensor.dtype).replace("torch.", "", 1)
+        if storage is None:
+            storage = bytes_of(tensor)
+        dtype = dtype_name(tensor.dtype)
         size = storage.nbytes()
         found = self.named
         found.specs.append(
@@ -200,7 +218,41 @@ class _Walk:
 
 def _is_text(text: str) -> bool:
     """Whether it goes through Protobuf and a C string."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+@functools.lru_cache(maxsize=None)
+def dtype_name(dtype: torch.dtype) -> str:
+    """As a TensorSpec has it, such as "float32"."""
+    return str(dtype).replace("torch.", "", 1)
+
+
+def whole_storages(obj: Any) -> Dict[int, torch.UntypedStorage]:
+    """What `bytes_of` gives for tensors of `obj` that are plain and share no memory, by id; it is
+    found by functions in C, for all at once. None for some kinds of `obj`."""
+    try:
+        found = trace(obj)
+    except UnusualError:
+        return {}
+    if not found.tensors:
+        return {}
+    keys, dtypes, offsets, *_ = found.columns
+    users = Counter(keys)
+    numels = map(torch.Tensor.numel, found.tensors)
+    contiguous = map(torch.Tensor.is_contiguous, found.tensors)
+    return {
+        id(tensor): found.storages[key]
+        for tensor, key, dtype, offset, numel, dense in zip(
+            found.tensors, keys, dtypes, offsets, numels, contiguous
+        )
+        if dense
+        and offset == 0
+        and users[key] == 1
+        and numel * ITEM_BYTES[dtype] == found.storages[key].nbytes()
+    }
 
 
 def identity_of(tensor: torch.Tensor) -> Hashable:

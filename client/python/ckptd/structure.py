@@ -14,7 +14,8 @@ import itertools
 import operator
 import struct
 from collections import OrderedDict
-from typing import Any, Dict, List, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 from torch.serialization import location_tag
@@ -82,17 +83,25 @@ def trace(obj: Any) -> Trace:
     found = Trace()
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         raise UnusualError("a torch mode is on")
-    collects = gc.isenabled()
-    gc.disable()  # or it looks, again and again, at what is all kept
     try:
-        _Walk(found).value(obj)
-        _describe(found)
+        with uncollected():
+            _Walk(found).value(obj)
+            _describe(found)
     except (RuntimeError, RecursionError, NotImplementedError) as error:
         raise UnusualError(str(error)) from error
+    return found
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keeps the garbage collector from looking, again and again, at what is made and all kept."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collects:
             gc.enable()
-    return found
 
 
 def _describe(found: Trace) -> None:

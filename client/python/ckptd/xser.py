@@ -20,7 +20,7 @@ import torch
 
 from .capture import StoragePickler, by_pickle
 from .errors import CorruptCheckpointError
-from .named import Named, bytes_of, identity_of
+from .named import Named, bytes_of, dtype_name, identity_of
 from .v1 import checkpoint_pb2 as pb
 from .verify import check
 
@@ -65,11 +65,14 @@ def capture(obj: Any, path: str) -> Named:
     tids: Dict[int, int] = {}
     kept: Dict[Any, int] = {}
     tensors: List[torch.Tensor] = []
+    kinds: List[str] = []
     first = secrets.randbelow(_CHECKPOINTS) * _TENSORS
     for tensor in _tensors_in(obj):
-        number = kept.setdefault((identity_of(tensor), _kind(tensor)), len(tensors))
+        kind = _kind(tensor)
+        number = kept.setdefault((identity_of(tensor), kind), len(tensors))
         if number == len(tensors):
             tensors.append(tensor)
+            kinds.append(kind)
         tids[id(tensor)] = first + number
     captured = by_pickle(obj, path, lambda out: _Pickler(out, tids))
     pickled = captured.pickle
@@ -82,9 +85,8 @@ def capture(obj: Any, path: str) -> Named:
     for key, storage in enumerate(captured.storages):
         _add(named, f"data/{key}", storage, size=captured.sizes[key])
     for number, tensor in enumerate(tensors):
-        dtype = str(tensor.dtype).replace("torch.", "", 1)
-        _add(named, f"tensor_{first + number}.pt", bytes_of(tensor), dtype, tensor)
-    named.options["metadata.xser.kinds"] = "".join(map(_kind, tensors))
+        _add(named, f"tensor_{first + number}.pt", bytes_of(tensor), dtype_name(tensor.dtype), tensor)
+    named.options["metadata.xser.kinds"] = "".join(kinds)
     return named
 
 
@@ -239,7 +241,8 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    if isinstance(tensor, torch.nn.Parameter):
+    """Of a plain tensor."""
+    if type(tensor) is torch.nn.Parameter:
         return "p" if tensor.requires_grad else "q"
     return "g" if tensor.requires_grad else "t"
 
