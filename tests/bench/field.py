@@ -17,6 +17,8 @@ from settings import median, median_ratio, remove, say
 from state import SNAPSHOT
 
 BACK_TO_BACK = 5
+# What part of the state it is: the whole one takes longer than there is.
+BACK_TO_BACK_PART = 4
 # The part of the field's time in which steady rounds may begin.
 STEADY = 0.8
 
@@ -27,7 +29,6 @@ class Entrant:
     def __init__(self, settings, make):
         self.settings = settings
         self.state = settings.state
-        self.target = self.state.views_of(settings.scratch)
         self.subject = make()
 
     def sample(self):
@@ -48,20 +49,22 @@ class Entrant:
         return result
 
     def back_to_back(self, count):
-        """`count` saves with nothing but a step of the trainer between: what each became."""
+        """`count` saves of a smaller state with nothing but a step of the trainer between: what each
+        became."""
+        state = self.state.smaller(BACK_TO_BACK_PART)
         paths, failed = [], ""
         for _ in range(count):
             paths.append(self.settings.path())
             try:
-                self.subject.save(self.state.tensors, paths[-1])
+                self.subject.save(state.tensors, paths[-1])
             except BaseException as error:
                 failed = f"{type(error).__name__}: {error}"
-            self.state.step()
+            state.step()
         try:
             self.subject.wait()
         except BaseException as error:
             failed = f"{type(error).__name__}: {error}"
-        verdicts = [self._judge(path, count - i) for i, path in enumerate(paths)]
+        verdicts = [self._judge(path, count - i, state) for i, path in enumerate(paths)]
         for path in paths:
             remove(path)
         return {"verdicts": verdicts, "error": failed}
@@ -69,13 +72,14 @@ class Entrant:
     def close(self):
         self.subject.close()
 
-    def _judge(self, path, age):
+    def _judge(self, path, age, state=None):
+        state = state or self.state
         try:
-            loaded = self.subject.load(path, self.target)
+            loaded = self.subject.load(path, state.views_of(self.settings.scratch))
         except BaseException as error:  # DCP's CheckpointException is no Exception
             print(f"{path}: {error!r}", file=sys.stderr)
             loaded = None
-        return self.state.judge(loaded, age)
+        return state.judge(loaded, age)
 
 
 class Row:
@@ -116,6 +120,7 @@ class Field:
 
     def __init__(self, settings, peers):
         self.settings = settings
+        self._peers = peers
         self.rows = {name: Row(name) for name in [*peers, subjects.OURS, subjects.OURS_FIRST]}
         self.children = {}
 
@@ -131,9 +136,12 @@ class Field:
             # What only the first save pays is no part of a steady one.
             self._round(order, lambda name: setattr(self.rows[name], "first", self._sample(name)))
             say("  first saves")
-            self.settings.repeat(
+            taken = self.settings.repeat(
                 STEADY * share, lambda: self._steady_round(order, next(rounds)), since=start
             )
+            # The goals are ours, and so are what rounds are left where time has run out.
+            for number in range(len(taken), self.settings.rounds):
+                self._steady_round([name for name in order if name not in self._peers], number)
             # Last, for some do not survive it.
             self._round(order, self._back_to_back)
             say(f"  {BACK_TO_BACK} saves back to back")

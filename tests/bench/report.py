@@ -5,6 +5,7 @@ import pathlib
 
 import plot
 import subjects
+from field import BACK_TO_BACK_PART
 from state import MISSING, SNAPSHOT, TENSORS, TORN
 
 MARKS = ("<!-- scripts/bench writes this -->", "<!-- as far as here -->")
@@ -143,7 +144,8 @@ def _field(results):
         "## The field\n",
         "Milliseconds; medians, and medians of each sample's own ratios: stall ÷ the faster "
         "memcpy, durable ÷ O_DIRECT.\n"
-        "Each tensor is changed as soon as save returns; *file* is what was then read back.\n",
+        "Each tensor is changed as soon as save returns; *file* is what was then read back.\n"
+        f"*Back to back*: with a state of {results['bytes'] / BACK_TO_BACK_PART / 1e6:.0f} MB.\n",
         "| | first stall | ÷ memcpy | stall | ÷ memcpy | durable | ÷ O_DIRECT | n | file "
         f"| {results['back_to_back']} back to back |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -39,6 +39,7 @@ class State:
 
     def __init__(self, shared, size):
         count = size // TENSORS // 4
+        self._shared = shared
         self.tensors = {
             f"layer{i}.weight": torch.frombuffer(
                 shared.memory, dtype=torch.float32, count=count, offset=4 * count * i
@@ -56,6 +57,10 @@ class State:
     def step(self):
         """What an optimizer does: changes each tensor in place."""
         torch._foreach_add_(list(self.tensors.values()), 1)
+
+    def smaller(self, part):
+        """A state of as many tensors, each a `part`-th as large, in the same memory."""
+        return State(self._shared, self.nbytes // part)
 
     def views_of(self, shared):
         """Tensors of the same names and shapes in other shared memory."""

@@ -141,16 +141,16 @@ _threads: Optional[ThreadPoolExecutor] = None
 def start(copy: Callable[[], None]) -> None:
     """Runs `copy`, which raises nothing, behind the caller. The process does not end before it."""
     global _threads
+    running: Optional[Future[None]]
     with _lock:
         if _threads is None:
             # They stay: a new one would run first, and who starts it only when that lets it.
             _threads = ThreadPoolExecutor(thread_name_prefix=_THREAD_NAME)
         try:
             running = _threads.submit(copy)
+            _running.add(running)
         except RuntimeError:  # the interpreter is ending, and threads take no more
             running = None
-        else:
-            _running.add(running)
     if running is None:
         copy()
     else:

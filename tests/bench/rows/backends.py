@@ -9,8 +9,9 @@ from subjects import Ckptd
 
 from rows.goal import Goal
 
-# For each of them.
-SHARE = 0.02
+# For each of them: in pairs, of which there are the more the less the disk is to show in their median.
+SHARE = 0.05
+PAIRS = 2
 REFERENCE, OTHERS = "torch", ("xla", "safetensors", "xla-xser")
 # Its image is copied to, as all are, but written by a host process: a file for each tensor.
 MANY_FILES = "xla-xser"
@@ -27,7 +28,10 @@ def measure(settings):
         for name in OTHERS:
             pair = subjects[name], subjects[REFERENCE]
             samples = settings.repeat(
-                SHARE, lambda pair=pair: _sample(settings, *pair), least=settings.rounds
+                SHARE,
+                lambda pair=pair: _sample(settings, *pair),
+                rounds=settings.rounds * (1 if name == MANY_FILES else PAIRS),
+                least=settings.rounds,
             )
             goals += _goals(name, samples, len(settings.state.tensors))
         for subject in subjects.values():

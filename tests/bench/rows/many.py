@@ -52,7 +52,7 @@ def _many(settings, subject, file):
             torch._foreach_add_(tensors, 1)
         return result
 
-    samples = settings.repeat(SHARE, sample)
+    samples = settings.repeat(SHARE, sample, least=settings.rounds)
 
     def goal(key, what, bound):
         return Goal(

@@ -45,7 +45,9 @@ def measure(settings):
     ]
     unused = iter(restarted)
     with Daemon(settings.daemon, settings.budget) as daemon:
-        samples = settings.repeat(SHARE, lambda: _sample(settings, daemon, next(unused)))
+        samples = settings.repeat(
+            SHARE, lambda: _sample(settings, daemon, next(unused)), least=settings.rounds
+        )
     for child in restarted:
         child.close()
     return _memory_goals(samples) + _disk_goals(samples)

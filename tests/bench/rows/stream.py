@@ -6,7 +6,6 @@ import subprocess
 
 from daemon import Daemon
 from settings import median, median_ratio, remove, timed
-from state import State
 from subjects import Ckptd
 
 from rows.goal import Goal
@@ -16,7 +15,7 @@ LIMIT = "raw unix-socket stream of the same bytes; ratio of speeds"
 
 
 def measure(settings):
-    state = State(settings.shared, settings.size // 4)
+    state = settings.state.smaller(4)
     with Daemon(settings.daemon, settings.budget) as daemon:
         subject = Ckptd(daemon.address, reserve=state.tensors, transport="grpc")
 
