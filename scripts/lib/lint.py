@@ -4,13 +4,19 @@ usage: lint.py BUILD_DIR JOBS
 
 Needs a finished build: ninja knows then which headers each object was made of. A file that passed
 leaves a stamp under BUILD_DIR/lint, named by a hash of all that its result hangs on.
+
+Nearly all the time goes into reading headers. So files of one compile command are checked several at
+a time, in a source that includes them. What is found there is looked for once more in each file by
+itself, and only what is found then counts: two files may have the same name for different things.
 """
 
 import concurrent.futures
 import hashlib
 import json
 import pathlib
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -69,10 +75,89 @@ def stamp_name(command, files, common):
     return digest.hexdigest()
 
 
-def lint(folder, file):
+class Unit:
+    """Files that are checked at once."""
+
+    LARGEST = 8
+    # What a file defines in its outermost scopes, for itself: a constant, a type, a function.
+    _NAMES = re.compile(
+        r"^(?:class|struct|enum class) (\w+)|^using (\w+) =|(?:^| )(k[A-Z]\w*)\b.* =|^\w.* \**(\w+)\("
+    )
+
+    def __init__(self, key):
+        self.key = key
+        self.commands = []
+        self._names = set()
+
+    def take(self, command, key):
+        """Whether the command, of that key, has been taken: it may be one too many."""
+        lines = pathlib.Path(command["file"]).read_text().splitlines()
+        names = {n for line in lines for found in self._NAMES.finditer(line) for n in found.groups()}
+        names.discard(None)
+        if key != self.key or len(self.commands) == self.LARGEST or names & self._names:
+            return False
+        self.commands.append(command)
+        self._names |= names
+        return True
+
+
+def key_of(command):
+    """What commands have in common whose files may be read as one."""
+    words = shlex.split(command["command"])
+    words[words.index("-o") + 1] = ""
+    words[words.index(command["file"])] = ""
+    return command["directory"], config_of(command["file"]), *words
+
+
+def config_of(file):
+    """The settings of clang-tidy that hold for the file."""
+    folders = pathlib.Path(file).parents
+    return next(folder / ".clang-tidy" for folder in folders if (folder / ".clang-tidy").exists())
+
+
+def units_of(commands):
+    units = []
+    for command in commands:
+        key = key_of(command)
+        if not any(unit.take(command, key) for unit in units):
+            units.append(Unit(key))
+            units[-1].take(command, key)
+    return units
+
+
+def lint(folder, unit):
+    """Maps each file of the unit to what clang-tidy has against it, if anything."""
+    files = [command["file"] for command in unit.commands]
+    if len(files) > 1 and together(folder / f"unit-{id(unit)}", unit).returncode == 0:
+        return dict.fromkeys(files, "")
+    return {file: alone(folder, file) for file in files}
+
+
+def together(folder, unit):
+    first = unit.commands[0]
+    # By that name the static analyzer knows that what it includes is no header.
+    source = folder / f"UnifiedSource{pathlib.Path(first['file']).suffix}"
+    folder.mkdir()
+    shutil.copy(config_of(first["file"]), folder)  # its parent is that of the repository
+    source.write_text("".join(f'#include "{command["file"]}"\n' for command in unit.commands))
+    words = shlex.split(first["command"])
+    words[words.index(first["file"])] = str(source)
+    command = {**first, "file": str(source), "command": shlex.join(words)}
+    (folder / "compile_commands.json").write_text(json.dumps([command]))
+    options = [
+        "--checks=-bugprone-suspicious-include",
+        f"--header-filter={re.escape(str(ROOT))}/(server|client|plugins|tests)/.*",
+    ]
     return subprocess.run(
+        [CLANG_TIDY, "-p", folder, "--quiet", *options, source], capture_output=True, text=True
+    )
+
+
+def alone(folder, file):
+    result = subprocess.run(
         [CLANG_TIDY, "-p", folder, "--quiet", file], capture_output=True, text=True
     )
+    return result.returncode and f"{result.stdout}{result.stderr}"
 
 
 def main():
@@ -87,31 +172,34 @@ def main():
     objects = dependencies(build)
     commands = list(own_commands(build))
     folder = build / "lint-commands"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     (folder / "compile_commands.json").write_text(json.dumps(commands))
 
-    to_do = {}
+    to_do = []
+    stamp_of = {}
     current = set()
     for command in commands:
         words = shlex.split(command["command"])
         name = stamp_name(command, objects[words[words.index("-o") + 1]], common)
         current.add(name)
         if not (stamps / name).exists():
-            to_do[command["file"]] = stamps / name
+            to_do.append(command)
+            stamp_of[command["file"]] = stamps / name
     for stamp in stamps.iterdir():
         if stamp.name not in current:
             stamp.unlink()
 
     failed = 0
+    units = units_of(to_do)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for (file, stamp), result in zip(
-            to_do.items(), pool.map(lambda file: lint(folder, file), to_do)
-        ):
-            if result.returncode == 0:
-                stamp.touch()
-            else:
-                failed += 1
-                print(f"{file}:\n{result.stdout}{result.stderr}", flush=True)
+        for results in pool.map(lambda unit: lint(folder, unit), units):
+            for file, findings in results.items():
+                if findings:
+                    failed += 1
+                    print(f"{file}:\n{findings}", flush=True)
+                else:
+                    stamp_of[file].touch()
     print(f"{len(to_do)} of {len(current)} files checked, {failed} failed")
     return 1 if failed else 0
 
