@@ -14,6 +14,7 @@ import torch
 
 from . import backend as registered
 from . import choose, hosted, launch, local, names, xser
+from .arguments import VISIBLE, check_choice, check_visible
 from .capture import Captured, capture
 from .content import Content, FileAt
 from .errors import CheckpointError, DaemonUnavailableError, SessionLostError, let_go
@@ -40,10 +41,6 @@ _ON_FULL = {
     "block": pb.BeginSaveRequest.BLOCK,
     "reject": pb.BeginSaveRequest.REJECT,
     "supersede": pb.BeginSaveRequest.SUPERSEDE,
-}
-_VISIBLE = {
-    "when_durable": pb.BeginSaveRequest.VISIBILITY_UNSPECIFIED,
-    "at_return": pb.BeginSaveRequest.AT_RETURN,
 }
 
 _T = TypeVar("_T")
@@ -76,9 +73,9 @@ class Client:
         timeout: Optional[float] = None,
         transport: str = "auto",
     ) -> None:
-        _check_choice("on_full", on_full, tuple(_ON_FULL))
-        _check_choice("on_unavailable", on_unavailable, ("start", "fallback", "raise"))
-        _check_choice("transport", transport, ("auto", "shm", "grpc"))
+        check_choice("on_full", on_full, _ON_FULL)
+        check_choice("on_unavailable", on_unavailable, ("start", "fallback", "raise"))
+        check_choice("transport", transport, ("auto", "shm", "grpc"))
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout: {timeout!r} is not a number of seconds above 0.")
         self._arguments = (address, job, on_full, on_unavailable, timeout, transport)
@@ -138,7 +135,8 @@ class Client:
         UnpicklableError, SaveTimeoutError, DaemonUnavailableError, ValueError for a URL, and what
         torch.save raises for tensors that it refuses. The path is as it was then.
         """
-        _check_choice("visible", visible, tuple(_VISIBLE))
+        overlaps = overlap is not None and overlap is not False
+        check_visible(visible, overlaps)
         host = registered.find(backend)
         if host is not None:
             if visible != "when_durable":
@@ -148,9 +146,6 @@ class Client:
                 )
             return self.save_with(host, obj, path, overlap=overlap)
         target = names.local_path(path)
-        overlaps = overlap is not None and overlap is not False
-        if overlaps and visible != "when_durable":
-            raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
         guard = Guard(overlap) if overlaps else None
         wait_for_copies()
         captured: Captured
@@ -162,7 +157,7 @@ class Client:
             captured = capture(obj, target, session_for(self.address).structures)
         on_full = _ON_FULL[self._on_full]
         attempt = Attempt(
-            self.caller(), captured, target, backend, on_full, guard, _VISIBLE[visible]
+            self.caller(), captured, target, backend, on_full, guard, VISIBLE[visible]
         )
 
         def save_locally() -> Save:
@@ -415,12 +410,6 @@ class Client:
                 RuntimeWarning,
                 stacklevel=4,
             )
-
-
-def _check_choice(name: str, value: str, choices: Tuple[str, ...]) -> None:
-    if value not in choices:
-        allowed = " or ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"{name}: {value!r} is not supported; use {allowed}.")
 
 
 def _raise_first(errors: List[CheckpointError]) -> None:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from .. import fit_start
+from ..arguments import check_choice, check_visible
 from ..client import Client
 from ..errors import CheckpointError
 from ..names import PathLike
@@ -69,14 +70,8 @@ class SidecarCheckpointIO(*_Bases):  # type: ignore[misc]
         overlap: bool = False,
     ) -> None:
         # No __init__ of a base: CheckpointIO has none, and XLACheckpointIO's demands torch_xla.
-        if wait not in ("accepted", "durable"):
-            raise ValueError(f'wait: {wait!r} is not supported; use "accepted" or "durable".')
-        if visible not in ("when_durable", "at_return"):
-            raise ValueError(
-                f'visible: {visible!r} is not supported; use "when_durable" or "at_return".'
-            )
-        if overlap and visible != "when_durable":
-            raise ValueError(f"overlap: does not go with visible={visible!r}; leave out one.")
+        check_choice("wait", wait, ("accepted", "durable"))
+        check_visible(visible, overlap)
         self.backend = backend
         self.wait = wait
         self.visible = visible
