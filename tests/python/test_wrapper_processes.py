@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -169,6 +170,91 @@ def test_needed_again_while_it_ends(make_placed, tmp_path):
     (tmp_path / "go").touch()
     save.result()
     wrapper.teardown()
+
+
+class Rank:
+    """A process that shares `wrapper`, and so its host, with others."""
+
+    def __init__(self, wrapper):
+        self._forked = []
+        self._pool = multiprocessing.get_context("fork").Pool(1, self._begin, (wrapper,))
+
+    def save(self, path):
+        """Saves; returns the host processes that it has started by then."""
+        return self._pool.apply(self._save, (path,))
+
+    def fork(self):
+        """Has it fork a process, as a DataLoader does, that stays."""
+        self._forked.append(psutil.Process(self._pool.apply(self._fork)))
+
+    def end(self):
+        """Ends it, and what it has forked."""
+        self._pool.terminate()
+        self._pool.join()
+        for process in self._forked:
+            process.kill()
+
+    # In the process:
+
+    @staticmethod
+    def _begin(wrapper):
+        class Noted(subprocess.Popen):
+            def __init__(self, *arguments, **named):
+                super().__init__(*arguments, **named)
+                if "CKPTD_HOST_ID" in (named.get("env") or ()):
+                    Rank.started.append(self.pid)
+
+        Rank.wrapper, Rank.started, subprocess.Popen = wrapper, [], Noted
+
+    @staticmethod
+    def _save(path):
+        Rank.wrapper.save_checkpoint({"by": 0}, path)
+        Rank.wrapper.client.flush()
+        return Rank.started
+
+    @staticmethod
+    def _fork():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        return child
+
+
+@pytest.fixture
+def ranks(make_placed):
+    """A daemon, and two ranks that share a host which it cannot start."""
+    daemon = make_placed("another container")
+    wrapper = SidecarCheckpointIO(Mine(), client=daemon.client())
+    made = [Rank(wrapper) for _ in range(2)]
+    yield daemon, *made
+    for rank in made:
+        rank.end()
+
+
+def host_of(path):
+    """The host process that has written a checkpoint."""
+    return psutil.Process(torch.load(path)["by"]).parent()
+
+
+@needs_root
+def test_ranks_that_share_a_host_start_one(ranks, tmp_path):
+    daemon, first, second = ranks
+    a, b, c, d, e = (tmp_path / f"{name}.ckpt" for name in "abcde")
+    (host,) = first.save(a)
+    for path in (b, c):
+        started = second.save(path)
+        wait_until(lambda: not any(map(psutil.pid_exists, started)), "the end of one not needed")
+    assert started == []
+    assert host_of(c).pid == host
+    # Whoever is left sees to it, and what it has forked does not prevent it.
+    second.fork()
+    first.end()
+    for n, path in enumerate((d, e), 1):
+        psutil.Process(host).kill()
+        gone = "its stream has ended"
+        wait_until(lambda: daemon.log.read_text().count(gone) == n, "the end of its stream")
+        host = second.save(path)[-1]
+        assert host_of(path).pid == host
 
 
 @pytest.mark.parametrize("place", PLACES)
