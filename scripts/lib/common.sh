@@ -9,6 +9,9 @@ VENV=$ROOT/.venv
 TOOLS=$ROOT/build/tools
 JOBS=$(nproc)
 
+# A process that imports torch takes twice as long where it is compiled anew each time.
+unset PYTHONDONTWRITEBYTECODE
+
 say() { printf '%s\n' "$*"; }
 
 # The usage line of the script that runs, from its head.
