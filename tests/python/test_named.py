@@ -210,3 +210,41 @@ def test_a_plugin_in_a_file_loads_what_it_saved(tmp_path):
         assert not (tmp_path / "saved").exists()
     finally:
         daemon.clean_up()
+
+
+def training(step=1):
+    """A state whose tensors are whole, each in memory of its own, and one in two places."""
+    weight = torch.rand(3, 4)
+    return {"net": {"w": weight, "b": torch.rand(4), "tied": weight}, "step": step}
+
+
+LATER = {
+    "the same": training(),
+    "another number": training(2),
+    "another name": {**training(), "more": torch.ones(1)},
+    "not tied any more": {**training(), "net": {k: torch.rand(3, 4) for k in ("w", "b", "tied")}},
+    "a part": {**training(), "net": {"w": torch.rand(9, 4)[:3], "b": torch.rand(4)}},
+    "one memory": (lambda t: {"net": {"w": t[:3], "b": t[3]}, "step": 1})(torch.rand(4, 4)),
+    "transposed": (lambda s: {**s, "net": {**s["net"], "b": torch.rand(2, 2).t()}})(training()),
+    "no plain tensor": {"net": {"w": torch.nn.Parameter(torch.rand(2))}},
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_known_of_the_last_state_changes_nothing(name):
+    last = named.LastNamed()
+    for state in (training(), LATER[name], training(), LATER[name]):
+        found = named.capture_named(state, "/p", "x", last)
+        fresh = named.capture_named(state, "/p", "x")
+        assert (found.specs, found.options) == (fresh.specs, fresh.options)
+        assert (found.sizes, found.dtypes) == (fresh.sizes, fresh.dtypes)
+        assert [s.tolist() for s in found.storages] == [s.tolist() for s in fresh.storages]
+        if found.addresses is not None:
+            assert found.addresses == [s.data_ptr() for s in found.storages]
+
+
+def test_a_state_of_the_same_names_is_not_walked(monkeypatch):
+    last = named.LastNamed()
+    first = named.capture_named(training(), "/p", "x", last)
+    monkeypatch.setattr(named, "_Walk", None)
+    assert named.capture_named(training(), "/p", "x", last).specs == first.specs

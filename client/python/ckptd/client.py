@@ -149,12 +149,13 @@ class Client:
         guard = Guard(overlap) if overlaps else None
         wait_for_copies()
         captured: Captured
+        session = session_for(self.address)
         if backend == xser.BACKEND:
             captured = xser.capture(obj, target)
         elif takes_names(backend):
-            captured = capture_named(obj, target, backend)
+            captured = capture_named(obj, target, backend, session.last_named)
         else:
-            captured = capture(obj, target, session_for(self.address).structures)
+            captured = capture(obj, target, session.structures)
         on_full = _ON_FULL[self._on_full]
         attempt = Attempt(
             self.caller(), captured, target, backend, on_full, guard, VISIBLE[visible]

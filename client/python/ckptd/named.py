@@ -17,14 +17,14 @@ import functools
 import json
 import math
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
-from typing import Any, Dict, Hashable, List, NoReturn, Optional, Set
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, Hashable, List, NoReturn, Optional, Set, Tuple
 
 import torch
 
 from .capture import Captured
 from .errors import UnpicklableError
-from .structure import ITEM_BYTES, UnusualError, trace, uncollected
+from .structure import ITEM_BYTES, Trace, UnusualError, trace, uncollected
 from .v1 import checkpoint_pb2 as pb
 
 # Of those that take a serialized object all are built into the daemon: a plugin never does.
@@ -47,21 +47,58 @@ class Named(Captured):
     options: Dict[str, str] = field(default_factory=dict)
 
 
-def capture_named(obj: Any, path: str, backend: str) -> Named:
+class LastNamed:
+    """The state that was split last: one of the same structure has the same names. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._last: Optional[Tuple[Trace, Named]] = None
+
+    def named(self, found: Trace) -> Optional[Named]:
+        """What was traced, split; None if its structure is not that of the last one."""
+        if self._last is None:
+            return None
+        before, named = self._last
+        if found.marks != before.marks or found.of_tensors() != before.of_tensors():
+            return None
+        storages, dtypes, sizes = found.storages, found.dtypes, found.sizes
+        return Named(b"", storages, dtypes, sizes, found.addresses, named.specs, named.options)
+
+    def keep(self, found: Trace, named: Named) -> None:
+        """Keeps it if its tensors are the storages that were found, one by one."""
+        pairs = zip(found.storages, named.storages)
+        if len(found.storages) == len(named.storages) and all(a is b for a, b in pairs):
+            self._last = found.without_memory(), replace(named, storages=[], addresses=None)
+
+
+def capture_named(obj: Any, path: str, backend: str, last: Optional[LastNamed] = None) -> Named:
     """Splits `obj`; copies no tensor but what has gaps or is on a device that cannot be copied from.
 
     Raises UnpicklableError that names what no tensor, number, string, boolean or None is.
     """
     with uncollected():
-        walk = _Walk(path, backend, whole_storages(obj))
+        found = _traced(obj)
+        known = last.named(found) if last and found else None
+        if known is not None:
+            return known
+        walk = _Walk(path, backend, _whole_storages(found) if found else {})
         tree = walk.take(obj, ())
     options: Dict[str, Any] = {"ckptd.aliases": walk.aliases, "ckptd.values": walk.values}
     written = {key: _json(value) for key, value in options.items() if value}
     if not walk.splits or not isinstance(obj, dict):
         written["ckptd.tree"] = _json(tree)
-    found = walk.named
-    found.options = written
-    return found
+    named = walk.named
+    named.options = written
+    if last and found:
+        last.keep(found, named)
+    return named
+
+
+def _traced(obj: Any) -> Optional[Trace]:
+    """None for what has tensors on devices, or other parts that are not plain."""
+    try:
+        return trace(obj)
+    except UnusualError:
+        return None
 
 
 def nest(tree: str, leaves: Dict[str, Any]) -> Any:
@@ -230,13 +267,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).replace("torch.", "", 1)
 
 
-def whole_storages(obj: Any) -> Dict[int, torch.UntypedStorage]:
-    """What `bytes_of` gives for tensors of `obj` that are plain and share no memory, by id; it is
-    found by functions in C, for all at once. None for some kinds of `obj`."""
-    try:
-        found = trace(obj)
-    except UnusualError:
-        return {}
+def _whole_storages(found: Trace) -> Dict[int, torch.UntypedStorage]:
+    """What `bytes_of` gives for tensors that share no memory and have no gaps, by id; it is found by
+    functions in C, for all at once."""
     if not found.tensors:
         return {}
     keys, dtypes, offsets, *_ = found.columns

@@ -21,6 +21,7 @@ from . import names, rpc
 from .copier import Copier
 from .errors import DaemonUnavailableError, SessionLostError, let_go
 from .ledger import Ledger
+from .named import LastNamed
 from .pickle_writer import Structures
 from .relay import RelayChannel
 from .shm import MappingCache
@@ -45,6 +46,7 @@ class Session:
         self.mappings = MappingCache()
         self.copier = Copier()
         self.structures = Structures()
+        self.last_named = LastNamed()
         self.ledger = Ledger()
         self._lock = threading.RLock()
         self._operations = 0

@@ -77,6 +77,12 @@ class Trace:
         """What the pickle depends on beside the marks, to be compared."""
         return [self.columns, self.sizes]
 
+    def without_memory(self) -> Trace:
+        """The same, holding no tensor and no storage."""
+        kept = Trace()
+        kept.marks, kept.columns, kept.sizes = self.marks, self.columns, self.sizes
+        return kept
+
 
 def trace(obj: Any) -> Trace:
     """Walks `obj`, copying nothing. Raises UnusualError."""
