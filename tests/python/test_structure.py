@@ -184,6 +184,7 @@ def test_what_changes_the_pickle_is_seen(name):
 def writers(monkeypatch):
     """One entry for each pickle that was written from its beginning."""
     made = []
+    assert pickle_writer.works(pickled)  # which writes once in each process
 
     class Writer(pickle_writer._Writer):
         def __init__(self, found):
