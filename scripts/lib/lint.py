@@ -79,26 +79,31 @@ class Unit:
     """Files that are checked at once."""
 
     LARGEST = 8
-    # What a file defines in its outermost scopes, for itself: a constant, a type, a function.
-    _NAMES = re.compile(
-        r"^(?:class|struct|enum class) (\w+)|^using (\w+) =|(?:^| )(k[A-Z]\w*)\b.* =|^\w.* \**(\w+)\("
-    )
 
     def __init__(self, key):
         self.key = key
         self.commands = []
         self._names = set()
 
-    def take(self, command, key):
-        """Whether the command, of that key, has been taken: it may be one too many."""
-        lines = pathlib.Path(command["file"]).read_text().splitlines()
-        names = {n for line in lines for found in self._NAMES.finditer(line) for n in found.groups()}
-        names.discard(None)
+    def take(self, command, key, names):
+        """Whether the command, of that key and with those names, has been taken: it may be one too
+        many."""
         if key != self.key or len(self.commands) == self.LARGEST or names & self._names:
             return False
         self.commands.append(command)
         self._names |= names
         return True
+
+
+# What a file defines in its outermost scopes, for itself: a constant, a type, a function.
+NAMES = re.compile(
+    r"^(?:class|struct|enum class) (\w+)|^using (\w+) =|(?:^| )(k[A-Z]\w*)\b.* =|^\w.* \**(\w+)\(", re.M
+)
+
+
+def names_in(file):
+    found = NAMES.finditer(pathlib.Path(file).read_text())
+    return {name for match in found for name in match.groups() if name}
 
 
 def key_of(command):
@@ -118,10 +123,10 @@ def config_of(file):
 def units_of(commands):
     units = []
     for command in commands:
-        key = key_of(command)
-        if not any(unit.take(command, key) for unit in units):
+        key, names = key_of(command), names_in(command["file"])
+        if not any(unit.take(command, key, names) for unit in units):
             units.append(Unit(key))
-            units[-1].take(command, key)
+            units[-1].take(command, key, names)
     return units
 
 

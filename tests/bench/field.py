@@ -44,7 +44,7 @@ class Entrant:
         end = time.perf_counter()
         result.update(stall=stalled - start, after=end - stalled, durable=end - start)
         result["memcpy"] = min(result["memcpy1"], result["memcpy2"])
-        result["verdict"] = self._judge(path, 1)
+        result["verdict"] = self._judge(path, 1, self.state)
         remove(path)
         return result
 
@@ -72,8 +72,7 @@ class Entrant:
     def close(self):
         self.subject.close()
 
-    def _judge(self, path, age, state=None):
-        state = state or self.state
+    def _judge(self, path, age, state):
         try:
             loaded = self.subject.load(path, state.views_of(self.settings.scratch))
         except BaseException as error:  # DCP's CheckpointException is no Exception

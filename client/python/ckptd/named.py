@@ -17,7 +17,7 @@ import functools
 import json
 import math
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Dict, Hashable, List, NoReturn, Optional, Set, Tuple
 
 import torch
@@ -51,23 +51,23 @@ class LastNamed:
     """The state that was split last: one of the same structure has the same names. Thread-safe."""
 
     def __init__(self) -> None:
-        self._last: Optional[Tuple[Trace, Named]] = None
+        self._last: Optional[Tuple[List[Any], List[pb.TensorSpec], Dict[str, str]]] = None
 
     def named(self, found: Trace) -> Optional[Named]:
         """What was traced, split; None if its structure is not that of the last one."""
         if self._last is None:
             return None
-        before, named = self._last
-        if found.marks != before.marks or found.of_tensors() != before.of_tensors():
+        structure, specs, options = self._last
+        if found.structure() != structure:
             return None
         storages, dtypes, sizes = found.storages, found.dtypes, found.sizes
-        return Named(b"", storages, dtypes, sizes, found.addresses, named.specs, named.options)
+        return Named(b"", storages, dtypes, sizes, found.addresses, specs, options)
 
     def keep(self, found: Trace, named: Named) -> None:
         """Keeps it if its tensors are the storages that were found, one by one."""
         pairs = zip(found.storages, named.storages)
         if len(found.storages) == len(named.storages) and all(a is b for a, b in pairs):
-            self._last = found.without_memory(), replace(named, storages=[], addresses=None)
+            self._last = found.structure(), named.specs, named.options
 
 
 def capture_named(obj: Any, path: str, backend: str, last: Optional[LastNamed] = None) -> Named:

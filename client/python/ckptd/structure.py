@@ -77,11 +77,9 @@ class Trace:
         """What the pickle depends on beside the marks, to be compared."""
         return [self.columns, self.sizes]
 
-    def without_memory(self) -> Trace:
-        """The same, holding no tensor and no storage."""
-        kept = Trace()
-        kept.marks, kept.columns, kept.sizes = self.marks, self.columns, self.sizes
-        return kept
+    def structure(self) -> List[Any]:
+        """All that the pickle depends on, to be compared."""
+        return [self.marks, *self.of_tensors()]
 
 
 def trace(obj: Any) -> Trace:
