@@ -23,7 +23,8 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN apt-get update -q \
  && apt-get install -q -y --no-install-recommends \
       cmake ninja-build g++ pkg-config libabsl-dev libcli11-dev libgrpc++-dev libisal-dev \
-      libprotobuf-dev libspdlog-dev libsqlite3-dev protobuf-compiler protobuf-compiler-grpc \
+      libprotobuf-dev libspdlog-dev libsqlite3-dev liburing-dev protobuf-compiler \
+      protobuf-compiler-grpc \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -36,7 +37,7 @@ FROM debian:bookworm-slim
 # hadolint ignore=DL3008
 RUN apt-get update -q \
  && apt-get install -q -y --no-install-recommends \
-      libabsl20220623 libgrpc++1.51 libisal2 libprotobuf32 libspdlog1.10 libsqlite3-0 \
+      libabsl20220623 libgrpc++1.51 libisal2 libprotobuf32 libspdlog1.10 libsqlite3-0 liburing2 \
  && rm -rf /var/lib/apt/lists/* \
  && install -d -m 0700 -o 65532 -g 65532 /run/ckptd
 COPY --from=build /build/bin/ckptd /build/bin/ckptctl /usr/bin/

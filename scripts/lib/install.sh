@@ -9,7 +9,7 @@ APT_PACKAGES=(
   pkg-config shellcheck valgrind
   # Libraries
   libabsl-dev libbenchmark-dev libcli11-dev libfuse3-dev libgmock-dev libgrpc++-dev libgtest-dev libisal-dev libprotobuf-dev
-  libspdlog-dev libsqlite3-dev libtorch-dev protobuf-compiler protobuf-compiler-grpc
+  libspdlog-dev libsqlite3-dev libtorch-dev liburing-dev protobuf-compiler protobuf-compiler-grpc
   # Python client, and grpcurl to talk to the daemon as a person would
   golang-go python3-venv
 )

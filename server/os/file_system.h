@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "server/os/registered_memory.h"
+
 namespace ckptd {
 
 // The one seam between the daemon and the files it touches: what tests must be able to break.
@@ -87,6 +89,8 @@ class FileSystem {
   virtual int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) = 0;
   // Faults pages in, for writing. -EFAULT where the file system has no room for them.
   virtual int Populate(uint8_t* data, size_t length) = 0;
+  // See NewRegisteredMemory. It must go before the pages are unmapped.
+  virtual int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) = 0;
 };
 
 // The kernel's own.

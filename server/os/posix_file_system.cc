@@ -164,6 +164,9 @@ class PosixFileSystem : public FileSystem {
   int Populate(uint8_t* data, size_t length) override {
     return Retry([&] { return madvise(data, length, MADV_POPULATE_WRITE); });
   }
+  int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) override {
+    return NewRegisteredMemory(data, length, out);
+  }
 };
 
 }  // namespace

@@ -52,7 +52,7 @@ absl::Status ImageChanged(const std::string& object) {
 
 namespace {
 
-constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+constexpr uint64_t kPieceBytes = uint64_t{16} << 20;
 constexpr uint64_t kAlignment = 4096;
 
 uint64_t RoundUp(uint64_t size, uint64_t unit = kAlignment) {
@@ -153,7 +153,7 @@ class Attempt {
   }
   absl::Status WritePieces(const PersistSource& source, Watermark& watermark, uint64_t begin,
                            uint64_t end, PersistControl* control);
-  absl::Status WritePiece(const uint8_t* data, uint64_t offset, uint64_t length);
+  absl::Status WritePiece(const PersistSource& source, uint64_t offset, uint64_t length);
   absl::Status LeaveDirect(int error);
 
   FileSystem* const fs_;
@@ -167,6 +167,7 @@ class Attempt {
   FileDescriptor file_;
   std::string temp_name_;  // in dir_; empty while the file has none
   bool direct_ = true;
+  bool write_registered_ = true;
 };
 
 absl::Status Attempt::OpenDir() {
@@ -243,9 +244,19 @@ absl::Status Attempt::LeaveDirect(int error) {
   return absl::OkStatus();
 }
 
-absl::Status Attempt::WritePiece(const uint8_t* data, uint64_t offset, uint64_t length) {
+absl::Status Attempt::WritePiece(const PersistSource& source, uint64_t offset, uint64_t length) {
+  if (direct_ && write_registered_ && source.registered != nullptr) {
+    const ssize_t n = source.registered->Write(file_.get(), source.data + offset, length,
+                                               static_cast<off_t>(offset));
+    if (n == static_cast<ssize_t>(length)) return absl::OkStatus();
+    if (n < 0 && n != -EIO && n != -EINVAL) return Error("write", static_cast<int>(n));
+    // An ordinary write tells whether that was an error: io_uring says EIO, too, where a file system
+    // writes less at a time than it was given.
+    write_registered_ = false;
+  }
   while (length > 0) {
-    const ssize_t n = fs_->Write(file_.get(), data, length, static_cast<off_t>(offset));
+    const ssize_t n =
+        fs_->Write(file_.get(), source.data + offset, length, static_cast<off_t>(offset));
     if (n == -EINVAL && direct_) {
       CKPTD_RETURN_IF_ERROR(LeaveDirect(static_cast<int>(n)));
       continue;
@@ -256,7 +267,6 @@ absl::Status Attempt::WritePiece(const uint8_t* data, uint64_t offset, uint64_t 
     if (static_cast<uint64_t>(n) < length && direct_ && n % kAlignment != 0) {
       CKPTD_RETURN_IF_ERROR(LeaveDirect(-EINVAL));
     }
-    data += n;
     offset += static_cast<uint64_t>(n);
     length -= static_cast<uint64_t>(n);
   }
@@ -279,7 +289,7 @@ absl::Status Attempt::WritePieces(const PersistSource& source, Watermark& waterm
     CKPTD_RETURN_IF_ERROR(
         Annotate(watermark.WaitFor(is_late ? source.size : offset + length), object_));
     if (control->cancelled) return Cancelled(object_);
-    CKPTD_RETURN_IF_ERROR(WritePiece(source.data + offset, offset, RoundUp(length)));
+    CKPTD_RETURN_IF_ERROR(WritePiece(source, offset, RoundUp(length)));
     offset += length;
     control->written += length;
     if (control->on_progress) control->on_progress();

@@ -24,6 +24,8 @@ struct PersistSource {
   // Page-aligned; readable to the end of the last page.
   const uint8_t* data = nullptr;
   uint64_t size = 0;
+  // Holds `data` to the end of the last page, for faster direct writes. May be null.
+  RegisteredMemory* registered = nullptr;
   // As many bytes at the front are final only when all are.
   uint64_t late_bytes = 0;
   // Makes the bytes final, from front to back, and tells how far it is; the callback returns false

@@ -237,6 +237,9 @@ absl::Status SaveQueue::AcquireImage(const SavePtr& record, const v1::BeginSaveR
     image = met;
   } else {
     image = pool_->Acquire(session->id, record->plan->file_bytes(), deadline, session->ended);
+    if (image.ok() && !request.copied_aside()) {
+      copy_turns_.Begin(record->number, record->plan->file_bytes(), deadline);
+    }
   }
   PassFailpoint("begin.image");
   absl::Status status = image.status();

@@ -133,6 +133,7 @@ void SaveQueue::TrimJob(const std::string& name) {
 
 void SaveQueue::SetState(SaveRecord* record, v1::Save::State state) {
   record->save.set_state(state);
+  if (state != v1::Save::STAGING) copy_turns_.End(record->number);
   Tell(*record, /*progress_only=*/false);
 }
 

@@ -36,6 +36,7 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       leftovers_(fs, options_.allow_roots, TempPrefix(journal->id()), temp_prefix_),
       persister_(fs, options_.allow_roots, temp_prefix_, options_.failpoints),
       bounded_calls_(kHangingCalls),
+      copy_turns_(options_.copy_turns),
       work_(options_.workers_per_device),
       idle_since_(clock->Uptime()) {
   absl::MutexLock lock(&mu_);

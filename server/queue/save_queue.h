@@ -28,6 +28,7 @@
 #include "server/os/failpoints.h"
 #include "server/persist/leftovers.h"
 #include "server/queue/bounded_calls.h"
+#include "server/queue/copy_turns.h"
 #include "server/queue/records.h"
 
 namespace ckptd {
@@ -46,6 +47,8 @@ class SaveQueue {
     // one, so that a slow one does not hold up the others.
     int workers_per_device = 2;
     int max_workers = 16;
+    // How many trainers copy a state at the same time.
+    CopyTurns::Options copy_turns;
     // Ended saves that are kept for GetSave and ListSaves, and how long; the oldest go first. Also
     // the most failed removals that are kept until somebody is told.
     size_t history = 10000;
@@ -314,6 +317,7 @@ class SaveQueue {
   const Leftovers leftovers_;
   const Persister persister_;
   BoundedCalls bounded_calls_;
+  CopyTurns copy_turns_;
 
   mutable absl::Mutex mu_;
   PathOrder order_ ABSL_GUARDED_BY(mu_);

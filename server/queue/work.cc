@@ -136,7 +136,8 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
   }
   CKPTD_RETURN_IF_ERROR(RestoreFolder(*record));
   if (record->adopted) record->adopted = !leftovers_.RemoveFrom(record->target.dir);
-  CKPTD_ASSIGN_OR_RETURN(const PersistSource source, SourceOf(*record));
+  CKPTD_ASSIGN_OR_RETURN(PersistSource source, SourceOf(*record));
+  source.registered = pool_->Register(record->image.get());
   const absl::Duration start = clock_->Uptime();
   CKPTD_RETURN_IF_ERROR(
       persister_.Persist(source, record->target, record->umask, &record->control));

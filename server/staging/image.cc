@@ -175,19 +175,45 @@ absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
 }
 
 void Image::Unmap() {
+  Unregister();
   guard_.Uncover();
   if (data_ != nullptr) fs_->Unmap(data_, capacity_);
   data_ = nullptr;
+}
+
+// Whatever takes pages from a file in tmpfs, or puts others in their place, sets its time of change
+// (ftruncate, fallocate, MADV_REMOVE); to write to those that are there does not.
+int Image::Register() {
+  struct stat info = {};
+  if (int error = fs_->Stat(fd_.get(), &info); error < 0) return error;
+  if (HoldsPagesSince(info)) return 0;
+  Unregister();
+  registered_mtime_ = info.st_mtim;
+  return fs_->Register(data_, capacity_, &registered_);
+}
+
+bool Image::HoldsPagesSince(const struct stat& info) const {
+  return registered_ != nullptr && info.st_mtim.tv_sec == registered_mtime_.tv_sec &&
+         info.st_mtim.tv_nsec == registered_mtime_.tv_nsec;
+}
+
+// Within its last page a file changes its length and none of its pages.
+int Image::SetLength(uint64_t size) {
+  struct stat info = {};
+  const bool holds =
+      RoundUp(size) == capacity_ && fs_->Stat(fd_.get(), &info) == 0 && HoldsPagesSince(info);
+  if (!holds) Unregister();
+  if (int error = fs_->Truncate(fd_.get(), static_cast<off_t>(size)); error < 0) return error;
+  size_ = size;
+  if (holds && fs_->Stat(fd_.get(), &info) == 0) registered_mtime_ = info.st_mtim;
+  return 0;
 }
 
 absl::Status Image::Resize(uint64_t size) {
   const uint64_t old_capacity = capacity_;
   const uint64_t new_capacity = RoundUp(size);
   if (size != size_) {
-    if (int error = fs_->Truncate(fd_.get(), static_cast<off_t>(size)); error < 0) {
-      return PoolError(dir_, "resize an image", -error);
-    }
-    size_ = size;
+    if (int error = SetLength(size); error < 0) return PoolError(dir_, "resize an image", -error);
   }
   if (new_capacity == old_capacity) return absl::OkStatus();
   guard_.Uncover();

@@ -2,6 +2,7 @@
 #define CKPTD_SERVER_STAGING_IMAGE_H_
 
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <utility>
@@ -54,6 +55,11 @@ class Image {
   // Leaves image and note in the folder for a later daemon when this object goes.
   void Leave() { leave_ = true; }
 
+  // Holds the image's pages ready for direct writes, until Unregister or Resize, or until another
+  // process has changed which pages are its. 0, or -errno.
+  int Register();
+  void Unregister() { registered_.reset(); }
+
   // What a client may do to the file while it has it open. Uncut: no byte of the image was lost, as
   // far as its length and the faults of its readers tell. Whole: it also has just its length and
   // all its pages, so that it may be used again.
@@ -73,6 +79,8 @@ class Image {
   // What it takes of the pool: whole pages. The last page may be read to its end.
   uint64_t capacity() const { return capacity_; }
   uint8_t* data() const { return data_; }
+  // Null while nothing holds its pages.
+  RegisteredMemory* registered() const { return registered_.get(); }
   // Somebody may look at it by a way that ends when it is used again: it never is.
   void set_shown() { shown_ = true; }
   bool shown() const { return shown_; }
@@ -93,6 +101,9 @@ class Image {
   void RemoveNote();
   absl::Status MoveTo(const std::string& path);
   void Unmap();
+  int SetLength(uint64_t size);
+  // Whether what is registered are the pages that the file has, as fstat tells of it.
+  bool HoldsPagesSince(const struct stat& info) const;
 
   FileSystem* const fs_;
   const std::string dir_;
@@ -105,6 +116,8 @@ class Image {
   uint64_t capacity_ = 0;
   uint8_t* data_ = nullptr;
   uint64_t cuts_ = 0;
+  std::unique_ptr<RegisteredMemory> registered_;
+  timespec registered_mtime_ = {};
   absl::optional<FileId> holds_;
   std::string session_;
   bool has_note_ = false;

@@ -3,7 +3,9 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <numeric>
+#include <system_error>
 #include <tuple>
 #include <utility>
 
@@ -221,6 +223,22 @@ void Pool::Release(std::unique_ptr<Image> image, const absl::optional<FileId>& h
   leased_.erase(leased_.find(image->capacity()));
   free_.push_front(std::move(image));
   changed_.SignalAll();
+}
+
+RegisteredMemory* Pool::Register(Image* image) {
+  if (!may_register_) return nullptr;
+  const int error = image->Register();
+  if (error == 0) return image->registered();
+  // A client has cut it, as whoever reads it will find out; or descriptors are used up for now.
+  if (error == -EFAULT || error == -EMFILE || error == -ENFILE) return nullptr;
+  if (may_register_.exchange(false)) {
+    spdlog::info(
+        "pool {}: its memory cannot be registered for direct writes: {}; they take more processor "
+        "time so (allow io_uring in the container's seccomp profile, raise the limit of locked "
+        "memory: ulimit -l)",
+        options_.dir, std::generic_category().message(-error));
+  }
+  return nullptr;
 }
 
 void Pool::Discard(std::unique_ptr<Image> image) {

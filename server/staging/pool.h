@@ -105,6 +105,10 @@ class Pool {
   // Takes back what is not held any more. To be called now and then, for who waits for memory.
   void Reclaim();
 
+  // Holds the pages of an image ready for direct writes until it is lent or goes, where the system
+  // allows it; that it does not is said in the log, once. Null then.
+  RegisteredMemory* Register(Image* image);
+
   // Takes an image out of service: its client may still be writing to it.
   void Discard(std::unique_ptr<Image> image);
 
@@ -168,6 +172,7 @@ class Pool {
   const Options options_;
   const FileDescriptor lock_;
   std::atomic<uint64_t> next_id_{1};
+  std::atomic<bool> may_register_{true};
 
   mutable absl::Mutex mu_;
   absl::CondVar changed_;

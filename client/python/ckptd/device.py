@@ -31,6 +31,11 @@ def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor
     return view.set_(storage, 0, (size_bytes,), (1,))
 
 
+def is_used(storages: Iterable[torch.UntypedStorage]) -> bool:
+    """Whether any of them is on a device, which copies by itself."""
+    return torch.cuda.is_initialized() and any(one.device.type == "cuda" for one in storages)
+
+
 def mark(storages: Iterable[torch.UntypedStorage]) -> List[Any]:
     """What the streams of this thread have to do before the storages are as they are to be saved.
 

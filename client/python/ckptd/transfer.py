@@ -106,6 +106,7 @@ class Attempt:
             on_full=on_full,
             visible=visible,
             arguments=arguments,
+            copied_aside=guard is not None or device.is_used(captured.storages),
         )
         if isinstance(captured, Named):
             self._request.tensors.extend(captured.specs)

@@ -43,7 +43,7 @@ TEST_F(LostMemoryTest, WhatWasLostBeforeIsNotEvenBegun) {
 
 TEST_F(LostMemoryTest, WhatIsLostDuringTheWritesIsNotPublished) {
   ASSERT_OK(Persist("old"));
-  const PageAligned image(Content(20 << 20, 1));
+  const PageAligned image(Content(40 << 20, 1));
   PersistSource source = image.Source();
   source.intact = [this] { return fs_.Count(FsOp::kWrite) < 2; };
   EXPECT_THAT(PersistSourceOf(source), IsError(StatusCode::kFailedPrecondition, "IMAGE_CHANGED"));
@@ -55,13 +55,13 @@ TEST_F(LostMemoryTest, WhatTheKernelCannotReadIsNotPublished) {
   ASSERT_OK(Persist("old"));
   fs_.Reset();
   fs_.FailNth(FsOp::kWrite, 3, EFAULT);
-  EXPECT_THAT(Persist(Content(20 << 20, 1)),
+  EXPECT_THAT(Persist(Content(40 << 20, 1)),
               IsError(StatusCode::kFailedPrecondition, "IMAGE_CHANGED"));
   ExpectOld();
 }
 
 TEST_F(LostMemoryTest, WhatIsLostAfterTheLastWriteDoesNoHarm) {
-  const std::string content = Content(20 << 20, 1);
+  const std::string content = Content(40 << 20, 1);
   const PageAligned image(content);
   PersistSource source = image.Source();
   source.intact = [this] { return fs_.Count(FsOp::kTruncate) == 0; };

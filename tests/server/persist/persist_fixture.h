@@ -27,9 +27,8 @@ namespace ckptd {
 class PageAligned {
  public:
   explicit PageAligned(const std::string& content) : size_(content.size()) {
-    const size_t capacity = (size_ + 4095) / 4096 * 4096;
-    data_ = static_cast<uint8_t*>(std::aligned_alloc(4096, capacity));
-    std::memset(data_, 0xEE, capacity);
+    data_ = static_cast<uint8_t*>(std::aligned_alloc(4096, capacity()));
+    std::memset(data_, 0xEE, capacity());
     std::memcpy(data_, content.data(), size_);
   }
   ~PageAligned() { std::free(data_); }  // NOLINT(cppcoreguidelines-no-malloc)
@@ -37,6 +36,7 @@ class PageAligned {
   PageAligned& operator=(const PageAligned&) = delete;
 
   uint8_t* data() { return data_; }
+  size_t capacity() const { return (size_ + 4095) / 4096 * 4096; }
   // Sealed from the start.
   PersistSource Source() const {
     PersistSource source;
@@ -83,12 +83,18 @@ class PersistFixture : public testing::Test {
     return Persist(content, umask, &control);
   }
   absl::Status Persist(const std::string& content, mode_t umask, PersistControl* control) {
-    const PageAligned image(content);
-    return Persister(&fs_, {}, TempPrefix("test")).Persist(image.Source(), target_, umask, control);
+    PageAligned image(content);
+    PersistSource source = image.Source();
+    std::unique_ptr<RegisteredMemory> memory;
+    if (registered_) EXPECT_EQ(fs_.Register(image.data(), image.capacity(), &memory), 0);
+    source.registered = memory.get();
+    return Persister(&fs_, {}, TempPrefix("test")).Persist(source, target_, umask, control);
   }
 
   std::vector<std::string> NamesOnly() const { return {"last.ckpt"}; }
 
+  // Whether what Persist writes is registered before.
+  bool registered_ = false;
   ScopedUmask umask_{0};
   TempDir dir_;
   const std::unique_ptr<FileSystem> posix_ = NewPosixFileSystem();

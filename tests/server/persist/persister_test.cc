@@ -28,21 +28,36 @@ mode_t ModeOf(const std::string& path) {
   return info.st_mode & 07777;
 }
 
-// On a disk with direct writing, and in a tmpfs.
-class PersisterTest : public PersistFixture, public testing::WithParamInterface<TempDir::Place> {
- protected:
-  PersisterTest() : PersistFixture(GetParam()) {}
+bool MayRegister() {
+  PageAligned page("x");
+  std::unique_ptr<RegisteredMemory> memory;
+  return NewPosixFileSystem()->Register(page.data(), page.capacity(), &memory) == 0;
+}
+
+struct Way {
+  const char* name;
+  TempDir::Place place;
+  bool registered;
 };
 
-INSTANTIATE_TEST_SUITE_P(Places, PersisterTest,
-                         testing::Values(TempDir::Place::kDisk, TempDir::Place::kMemory),
-                         [](const auto& place) {
-                           return place.param == TempDir::Place::kDisk ? "Disk" : "Memory";
-                         });
+// On a disk with direct writing, of memory that is registered or not, and in a tmpfs.
+class PersisterTest : public PersistFixture, public testing::WithParamInterface<Way> {
+ protected:
+  PersisterTest() : PersistFixture(GetParam().place) { registered_ = GetParam().registered; }
+  void SetUp() override {
+    if (registered_ && !MayRegister()) GTEST_SKIP() << "no io_uring here";
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Ways, PersisterTest,
+                         testing::Values(Way{"Disk", TempDir::Place::kDisk, false},
+                                         Way{"DiskRegistered", TempDir::Place::kDisk, true},
+                                         Way{"Memory", TempDir::Place::kMemory, false}),
+                         [](const auto& way) { return way.param.name; });
 
 TEST_P(PersisterTest, WritesExactlyTheBytes) {
   // Around a page and around the size of a piece.
-  constexpr size_t kPiece = 8 << 20;
+  constexpr size_t kPiece = 16 << 20;
   for (const size_t size :
        {size_t{1}, size_t{4095}, size_t{4096}, size_t{4097}, kPiece - 1, kPiece, kPiece + 1}) {
     const std::string content = Content(size, 1);
@@ -57,8 +72,8 @@ TEST_P(PersisterTest, TellsItsProgress) {
   PersistControl control;
   std::vector<uint64_t> told;
   control.on_progress = [&] { told.push_back(control.written); };
-  ASSERT_OK(Persist(Content(20 << 20, 1), 022, &control));
-  EXPECT_THAT(told, ElementsAre(8 << 20, 16 << 20, 20 << 20));
+  ASSERT_OK(Persist(Content(40 << 20, 1), 022, &control));
+  EXPECT_THAT(told, ElementsAre(16 << 20, 32 << 20, 40 << 20));
 }
 
 TEST_P(PersisterTest, OverwritesWithoutTouchingTheOldFile) {
@@ -133,7 +148,7 @@ TEST_P(PersisterTest, NoOtherNameIsEverVisible) {
 TEST_P(PersisterTest, SyncsTheDataBeforeTheNameAndTheFolderAfterIt) {
   for (const bool overwrite : {false, true}) {
     fs_.Reset();
-    ASSERT_OK(Persist(Content(10 << 20, 1)));
+    ASSERT_OK(Persist(Content(20 << 20, 1)));
     const std::vector<FsCall> calls = fs_.Calls();
     SCOPED_TRACE(Describe(calls));
     auto last = [&](FsOp op) {
@@ -188,14 +203,18 @@ TEST_P(PersisterTest, SyncsTheFoldersAboveIt) {
 
 // ---- Where the file system lacks something ---------------------------------------------------
 
-class LackingFileSystemTest : public PersistFixture {
+// Of memory that is registered or not.
+class LackingFileSystemTest : public PersistFixture, public testing::WithParamInterface<bool> {
  protected:
-  LackingFileSystemTest() : PersistFixture(TempDir::Place::kMemory) {}
+  LackingFileSystemTest() : PersistFixture(TempDir::Place::kMemory) { registered_ = GetParam(); }
+  void SetUp() override {
+    if (registered_ && !MayRegister()) GTEST_SKIP() << "no io_uring here";
+  }
 
   // Persists a new file and over it, and checks what is left.
   void PersistTwice() {
     for (const uint32_t seed : {1U, 2U}) {
-      const std::string content = Content((20 << 20) + 17, seed);
+      const std::string content = Content((40 << 20) + 17, seed);
       ASSERT_OK(Persist(content));
       EXPECT_TRUE(ReadFile(target_.path) == content);
       EXPECT_THAT(dir_.List(), ElementsAre("last.ckpt"));
@@ -203,7 +222,9 @@ class LackingFileSystemTest : public PersistFixture {
   }
 };
 
-TEST_F(LackingFileSystemTest, NoUnnamedFiles) {
+INSTANTIATE_TEST_SUITE_P(Memory, LackingFileSystemTest, testing::Bool());
+
+TEST_P(LackingFileSystemTest, NoUnnamedFiles) {
   for (const int error : {EOPNOTSUPP, EISDIR, ENOENT}) {
     fs_.SetBefore([error](FsCall& call) -> std::optional<int64_t> {
       if (RefuseTmpfile(call).has_value()) return -error;
@@ -213,7 +234,7 @@ TEST_F(LackingFileSystemTest, NoUnnamedFiles) {
   }
 }
 
-TEST_F(LackingFileSystemTest, DirectWritingRefusedAtOpen) {
+TEST_P(LackingFileSystemTest, DirectWritingRefusedAtOpen) {
   fs_.SetBefore([](FsCall& call) -> std::optional<int64_t> {
     if (call.op == FsOp::kOpen && (call.flags & O_DIRECT) != 0) return -EINVAL;
     return std::nullopt;
@@ -221,7 +242,7 @@ TEST_F(LackingFileSystemTest, DirectWritingRefusedAtOpen) {
   PersistTwice();
 }
 
-TEST_F(LackingFileSystemTest, DirectWritingRefusedAtTheFirstWrite) {
+TEST_P(LackingFileSystemTest, DirectWritingRefusedAtTheFirstWrite) {
   // Until the flag is taken from the descriptor.
   std::mutex mu;
   bool direct = true;
@@ -236,7 +257,7 @@ TEST_F(LackingFileSystemTest, DirectWritingRefusedAtTheFirstWrite) {
   EXPECT_EQ(fs_.Count(FsOp::kSetFlags), 2);
 }
 
-TEST_F(LackingFileSystemTest, DirectWritingRefusedAndTheFlagStays) {
+TEST_P(LackingFileSystemTest, DirectWritingRefusedAndTheFlagStays) {
   fs_.FailAll(FsOp::kSetFlags, EINVAL);
   fs_.FailAll(FsOp::kWrite, EINVAL);
   EXPECT_THAT(Persist("x"), IsError(StatusCode::kInternal, "STORAGE_ERROR"));
@@ -245,7 +266,7 @@ TEST_F(LackingFileSystemTest, DirectWritingRefusedAndTheFlagStays) {
 
 // Neither of both: Linux makes the file with its name before it finds that it cannot be written
 // directly, and says EINVAL.
-TEST_F(LackingFileSystemTest, NeitherUnnamedFilesNorDirectWriting) {
+TEST_P(LackingFileSystemTest, NeitherUnnamedFilesNorDirectWriting) {
   fs_.SetBefore([](FsCall& call) -> std::optional<int64_t> {
     if (RefuseTmpfile(call).has_value()) return -EOPNOTSUPP;
     if (call.op == FsOp::kOpen && (call.flags & O_DIRECT) != 0) {
@@ -257,7 +278,7 @@ TEST_F(LackingFileSystemTest, NeitherUnnamedFilesNorDirectWriting) {
   PersistTwice();
 }
 
-TEST_F(LackingFileSystemTest, NoAllocation) {
+TEST_P(LackingFileSystemTest, NoAllocation) {
   for (const int error : {EOPNOTSUPP, ENOSYS}) {
     fs_.Reset();
     fs_.FailAll(FsOp::kAllocate, error);
@@ -265,10 +286,10 @@ TEST_F(LackingFileSystemTest, NoAllocation) {
   }
 }
 
-TEST_F(LackingFileSystemTest, ShortWrites) {
+TEST_P(LackingFileSystemTest, ShortWrites) {
   // Of whole pages, of odd lengths, and of almost everything.
   for (const size_t at_most :
-       {size_t{4096}, size_t{3} << 20, size_t{1000001}, (size_t{8} << 20) - 1}) {
+       {size_t{4096}, size_t{3} << 20, size_t{1000001}, (size_t{16} << 20) - 1}) {
     fs_.SetBefore([at_most](FsCall& call) -> std::optional<int64_t> {
       if (call.op == FsOp::kWrite) call.length = std::min(call.length, at_most);
       return std::nullopt;
@@ -277,7 +298,7 @@ TEST_F(LackingFileSystemTest, ShortWrites) {
   }
 }
 
-TEST_F(LackingFileSystemTest, AWriteOfNothingIsAnErrorAndNoLoop) {
+TEST_P(LackingFileSystemTest, AWriteOfNothingIsAnErrorAndNoLoop) {
   fs_.SetBefore([](FsCall& call) -> std::optional<int64_t> {
     if (call.op == FsOp::kWrite) return 0;
     return std::nullopt;
@@ -286,7 +307,7 @@ TEST_F(LackingFileSystemTest, AWriteOfNothingIsAnErrorAndNoLoop) {
   EXPECT_THAT(dir_.List(), IsEmpty());
 }
 
-TEST_F(LackingFileSystemTest, AFileThatLostBytesIsNotPublished) {
+TEST_P(LackingFileSystemTest, AFileThatLostBytesIsNotPublished) {
   fs_.SetBefore([this](FsCall& call) -> std::optional<int64_t> {
     struct stat info = {};
     if (call.op == FsOp::kStat && posix_->Stat(call.fd, &info) == 0 && S_ISREG(info.st_mode)) {

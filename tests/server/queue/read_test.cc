@@ -184,7 +184,7 @@ TEST_F(ReadTest, ASubscriberOfOneHearsThatOneAlone) {
 }
 
 TEST_F(ReadTest, ProgressIsTold) {
-  ASSERT_OK(Begin(Request("s", disk_ / "f", 20 << 20)));
+  ASSERT_OK(Begin(Request("s", disk_ / "f", 40 << 20)));
   absl::Mutex mu;
   std::vector<int64_t> written;
   ASSERT_OK_AND_ASSIGN(const uint64_t id,
@@ -195,7 +195,7 @@ TEST_F(ReadTest, ProgressIsTold) {
   ASSERT_OK(queue_->CommitSave(Name("s")));
   WaitForEnd("s");
   queue_->Unsubscribe(id);
-  EXPECT_THAT(written, ElementsAre(8 << 20, 16 << 20, 20 << 20));
+  EXPECT_THAT(written, ElementsAre(16 << 20, 32 << 20, 40 << 20));
 }
 
 }  // namespace

@@ -268,9 +268,10 @@ TEST_F(QueueTest, AFailureHasAReasonAndGivesTheImageBack) {
         Case{FsOp::kDataSync, EROFS, "READ_ONLY_STORAGE"}}) {
     WriteFile(disk_ / "f", "old");
     ASSERT_NO_FATAL_FAILURE(Stage("s" + std::to_string(++i), "f", "new"));
-    fs_.FailNth(c.op, 1, c.error);
+    fs_.FailAll(c.op, c.error);
     ASSERT_OK(queue_->CommitSave(Name("s" + std::to_string(i))));
     const v1::Save save = WaitForEnd("s" + std::to_string(i));
+    fs_.Reset();
     EXPECT_EQ(save.state(), v1::Save::FAILED);
     EXPECT_EQ(ReasonOf(ErrorOf(save)), c.reason);
     EXPECT_THAT(ErrorOf(save), Says(disk_ / "f"));

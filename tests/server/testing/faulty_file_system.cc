@@ -9,11 +9,11 @@
 namespace ckptd {
 namespace {
 
-constexpr std::array<const char*, 29> kNames = {
-    "Open",     "OpenBeneath", "Close",  "Write",    "Read",    "Truncate", "Allocate", "Stat",
-    "DataSync", "Sync",        "Flags?", "SetFlags", "Link",    "Symlink",  "ReadLink", "Rename",
-    "Unlink",   "Rmdir",       "Mkdir",  "Lstat",    "Access",  "RealPath", "List",     "StatVfs",
-    "Type",     "Map",         "Unmap",  "Remap",    "Populate"};
+constexpr std::array<const char*, 30> kNames = {
+    "Open",     "OpenBeneath", "Close",  "Write",    "Read",     "Truncate", "Allocate", "Stat",
+    "DataSync", "Sync",        "Flags?", "SetFlags", "Link",     "Symlink",  "ReadLink", "Rename",
+    "Unlink",   "Rmdir",       "Mkdir",  "Lstat",    "Access",   "RealPath", "List",     "StatVfs",
+    "Type",     "Map",         "Unmap",  "Remap",    "Populate", "Register"};
 
 // Values of a fault's countdown.
 constexpr int kNeverAgain = 0;
@@ -253,6 +253,30 @@ int FaultyFileSystem::Remap(uint8_t* data, size_t old_length, size_t new_length,
 int FaultyFileSystem::Populate(uint8_t* data, size_t length) {
   return static_cast<int>(Do(OnFile(FsOp::kPopulate, -1, length),
                              [&](auto&) { return base_->Populate(data, length); }));
+}
+
+class FaultyFileSystem::Registered : public RegisteredMemory {
+ public:
+  Registered(FaultyFileSystem* fs, std::unique_ptr<RegisteredMemory> base)
+      : fs_(fs), base_(std::move(base)) {}
+  ssize_t Write(int fd, const uint8_t* data, size_t length, off_t offset) override {
+    return fs_->Do(OnFile(FsOp::kWrite, fd, length),
+                   [&](const FsCall& call) { return base_->Write(fd, data, call.length, offset); });
+  }
+
+ private:
+  FaultyFileSystem* const fs_;
+  const std::unique_ptr<RegisteredMemory> base_;
+};
+
+int FaultyFileSystem::Register(uint8_t* data, size_t length,
+                               std::unique_ptr<RegisteredMemory>* out) {
+  std::unique_ptr<RegisteredMemory> memory;
+  const auto error = static_cast<int>(Do(OnFile(FsOp::kRegister, -1, length), [&](auto&) {
+    return base_->Register(data, length, &memory);
+  }));
+  if (error == 0) *out = std::make_unique<Registered>(this, std::move(memory));
+  return error;
 }
 
 }  // namespace ckptd

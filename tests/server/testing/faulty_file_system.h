@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -45,6 +46,7 @@ enum class FsOp {
   kUnmap,
   kRemap,
   kPopulate,
+  kRegister,
 };
 
 // A call as it was made; what a method does not take has its default. Names in a folder are told as
@@ -118,8 +120,11 @@ class FaultyFileSystem : public FileSystem {
   int Unmap(uint8_t* data, size_t length) override;
   int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) override;
   int Populate(uint8_t* data, size_t length) override;
+  // A write of what this registers is a kWrite, too.
+  int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) override;
 
  private:
+  class Registered;
   struct Fault {
     std::optional<FsOp> op;  // any if unset
     int countdown;           // fails the call that makes it 0; every call if -1

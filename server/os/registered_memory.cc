@@ -1,0 +1,93 @@
+#include "server/os/registered_memory.h"
+
+#include <liburing.h>
+#include <sys/resource.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+#include <vector>
+
+namespace ckptd {
+namespace {
+
+// The most that io_uring takes as one buffer.
+constexpr size_t kBufferBytes = size_t{1} << 30;
+
+class UringMemory : public RegisteredMemory {
+ public:
+  UringMemory(const uint8_t* data, size_t length) : data_(data), length_(length) {}
+  ~UringMemory() override {
+    // Without this the kernel gives the pages back some time after the ring has gone.
+    if (registered_) io_uring_unregister_buffers(&ring_);
+    if (has_ring_) io_uring_queue_exit(&ring_);
+  }
+
+  int Register();
+  ssize_t Write(int fd, const uint8_t* data, size_t length, off_t offset) override;
+
+ private:
+  const uint8_t* const data_;
+  const size_t length_;
+  io_uring ring_ = {};
+  bool has_ring_ = false;
+  bool registered_ = false;
+};
+
+int UringMemory::Register() {
+  constexpr unsigned kInFlight = 1;
+  if (const int error = io_uring_queue_init(kInFlight, &ring_, 0); error < 0) return error;
+  has_ring_ = true;
+  rlimit limit = {};
+  // The kernel gives the lowest number that is free.
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+      static_cast<rlim_t>(ring_.ring_fd) >= limit.rlim_cur / 2) {
+    return -EMFILE;
+  }
+  std::vector<iovec> buffers;
+  for (size_t begin = 0; begin < length_; begin += kBufferBytes) {
+    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast): a buffer may be read into, this is not
+    buffers.push_back(
+        {const_cast<uint8_t*>(data_) + begin, std::min(kBufferBytes, length_ - begin)});
+  }
+  const int error =
+      io_uring_register_buffers(&ring_, buffers.data(), static_cast<unsigned>(buffers.size()));
+  registered_ = error == 0;
+  return error;
+}
+
+ssize_t UringMemory::Write(int fd, const uint8_t* data, size_t length, off_t offset) {
+  const auto begin = static_cast<size_t>(data - data_);
+  const size_t buffer = begin / kBufferBytes;
+  const size_t left = std::min(length_, (buffer + 1) * kBufferBytes) - begin;
+  io_uring_sqe* const request = io_uring_get_sqe(&ring_);
+  io_uring_prep_write_fixed(request, fd, data, static_cast<unsigned>(std::min(length, left)),
+                            static_cast<uint64_t>(offset), static_cast<int>(buffer));
+  int submitted = 0;
+  do {
+    submitted = io_uring_submit(&ring_);
+  } while (submitted == -EINTR || submitted == -EAGAIN || submitted == -EBUSY);
+  if (submitted < 0) return submitted;
+  // The kernel reads the memory until it says that it is done.
+  io_uring_cqe* answer = nullptr;
+  int error = 0;
+  do {
+    error = io_uring_wait_cqe(&ring_, &answer);
+  } while (error == -EINTR);
+  if (error < 0) return error;
+  const ssize_t result = answer->res;
+  io_uring_cqe_seen(&ring_, answer);
+  return result;
+}
+
+}  // namespace
+
+int NewRegisteredMemory(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) {
+  auto memory = std::make_unique<UringMemory>(data, length);
+  if (const int error = memory->Register(); error < 0) return error;
+  *out = std::move(memory);
+  return 0;
+}
+
+}  // namespace ckptd
