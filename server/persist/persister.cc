@@ -250,8 +250,8 @@ absl::Status Attempt::WritePiece(const PersistSource& source, uint64_t offset, u
                                                static_cast<off_t>(offset));
     if (n == static_cast<ssize_t>(length)) return absl::OkStatus();
     if (n < 0 && n != -EIO && n != -EINVAL) return Error("write", static_cast<int>(n));
-    // An ordinary write tells whether that was an error: io_uring says EIO, too, where a file system
-    // writes less at a time than it was given.
+    // An ordinary write tells whether that was an error: io_uring says EIO, too, where a file
+    // system writes less at a time than it was given.
     write_registered_ = false;
   }
   while (length > 0) {

@@ -10,8 +10,8 @@ namespace ckptd {
 namespace {
 
 constexpr uint64_t kBytes = CopyTurns::kSmallBytes;
-const CopyTurns::Options kOneForLong = {1, absl::Hours(1), absl::Hours(1)};
-const CopyTurns::Options kOneForAMoment = {1, absl::Milliseconds(1), absl::Milliseconds(1)};
+constexpr CopyTurns::Options kOneForLong = {1, absl::Hours(1), absl::Hours(1)};
+constexpr CopyTurns::Options kOneForAMoment = {1, absl::Milliseconds(1), absl::Milliseconds(1)};
 
 // Whether its turn came, and not only the end of its patience.
 bool HasTurn(CopyTurns* turns, uint64_t number, uint64_t bytes = kBytes) {
