@@ -124,6 +124,7 @@ absl::Status Daemon::TakeOver() {
   CKPTD_RETURN_IF_ERROR(CountEarlierCrashes());
   SaveQueue::Options queue_options;
   queue_options.retry_timeout = options_.retry_timeout;
+  queue_options.persist_nice = options_.persist_nice;
   queue_options.crash_marker = crash_marker_.get();
   queue_options.failpoints = failpoints_;
   queue_options.hosts = hosts_.get();

@@ -166,6 +166,13 @@ void AddOptions(CLI::App* app, Options* options, Durations* durations) {
               "How long SIGTERM waits for pending saves; the rest stays for the next start");
   AddDuration(app, "--retry-timeout", "CKPTD_RETRY_TIMEOUT", &durations->retry_timeout,
               "How long a save is tried again while its storage fails or is full");
+  app->add_option(
+         "--persist-nice", options->persist_nice,
+         "How far a save that is written alone gives way to what else wants the processor, "
+         "as nice(1) has it; 0: not at all")
+      ->envname("CKPTD_PERSIST_NICE")
+      ->check(CLI::Range(0, 19))
+      ->capture_default_str();
   AddDuration(app, "--idle-exit", "CKPTD_IDLE_EXIT", &durations->idle_exit,
               "End after that long without client and work; 0: never");
   AddDuration(app, "--idle-trim", "CKPTD_IDLE_TRIM", &durations->idle_trim,

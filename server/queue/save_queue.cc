@@ -40,7 +40,8 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       work_(options_.workers_per_device),
       idle_since_(clock->Uptime()) {
   absl::MutexLock lock(&mu_);
-  StartWorker();
+  StartWorker(/*gives_way=*/true);
+  StartWorker(/*gives_way=*/false);
 }
 
 SaveQueue::~SaveQueue() { Stop(); }

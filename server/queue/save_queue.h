@@ -47,6 +47,9 @@ class SaveQueue {
     // one, so that a slow one does not hold up the others.
     int workers_per_device = 2;
     int max_workers = 16;
+    // How far the worker gives way that works alone: added to its niceness, and to that of what it
+    // starts.
+    int persist_nice = 0;
     // How many trainers copy a state at the same time.
     CopyTurns::Options copy_turns;
     // Ended saves that are kept for GetSave and ListSaves, and how long; the oldest go first. Also
@@ -243,9 +246,9 @@ class SaveQueue {
   void RestoreLinks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // work.cc
-  void StartWorker() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void WorkLoop();
-  WorkPtr AwaitWork();
+  void StartWorker(bool gives_way) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WorkLoop(bool gives_way);
+  WorkPtr AwaitWork(bool gives_way);
   void RunSave(const SavePtr& record);
   absl::Status Persist(const SavePtr& record);
   absl::Status RestoreFolder(const SaveRecord& record) const;
@@ -355,7 +358,9 @@ class SaveQueue {
   std::minstd_rand jitter_ ABSL_GUARDED_BY(mu_){std::random_device()()};
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  // Of those that do not give way.
   int waiting_workers_ ABSL_GUARDED_BY(mu_) = 0;
+  bool one_gives_way_ ABSL_GUARDED_BY(mu_) = false;  // and works
   std::vector<std::thread> workers_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -12,9 +12,11 @@
 // A daemon that dies before 3 leaves image and row to the next one, which begins at 1.
 
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -35,29 +37,40 @@ bool MayPass(const absl::Status& status) {
 
 // ---- Workers ---------------------------------------------------------------------------------
 
-void SaveQueue::StartWorker() {
+// A thread inherits the niceness of the one that starts it, and gets rid of none: the worker that
+// gives way starts no other.
+void SaveQueue::StartWorker(bool gives_way) {
   if (static_cast<int>(workers_.size()) >= options_.max_workers) return;
-  workers_.emplace_back([this] { WorkLoop(); });
+  if (!gives_way) ++waiting_workers_;
+  workers_.emplace_back([this, gives_way] { WorkLoop(gives_way); });
 }
 
-// Null when the queue stops. One worker always waits, as long as there may be more: what hangs in a
+// Null when the queue stops. What is there alone goes to the worker that gives way to the trainer;
+// what comes meanwhile to the others, at once: then saves come faster than they are written, or
+// what it has hangs. One of these always waits, as long as there may be more: what hangs in a
 // worker holds up nothing else.
-SaveQueue::WorkPtr SaveQueue::AwaitWork() {
+SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
   absl::MutexLock lock(&mu_);
-  ++waiting_workers_;
   WorkPtr work;
-  while (!stopping_ && (work = work_.Take(clock_->Uptime())) == nullptr) {
+  const auto may_take = [&]()
+                            ABSL_SHARED_LOCKS_REQUIRED(mu_) { return gives_way || one_gives_way_; };
+  while (!stopping_ && (!may_take() || (work = work_.Take(clock_->Uptime())) == nullptr)) {
     const absl::Duration now = clock_->Uptime();
     const absl::Duration due = work_.NextDue(now);
     // Every worker that waits keeps the time of the next attempt: the one that saw it put in may
     // have other work by then.
     auto wake = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+      if (stopping_ || !may_take()) return stopping_;
       const absl::Duration later = clock_->Uptime();
-      return stopping_ || work_.HasRunnable(later) || work_.NextDue(later) < due;
+      return work_.HasRunnable(later) || work_.NextDue(later) < due;
     };
     mu_.AwaitWithTimeout(absl::Condition(&wake), due - now);
   }
-  if (--waiting_workers_ == 0 && !stopping_) StartWorker();
+  if (gives_way) {
+    one_gives_way_ = work != nullptr;
+  } else if (--waiting_workers_ == 0 && !stopping_) {
+    StartWorker(/*gives_way=*/false);
+  }
   if (work != nullptr && work->kind == Operation::Kind::kSave) {
     auto* record = static_cast<SaveRecord*>(work.get());
     if (!record->outcome.has_value()) {
@@ -69,8 +82,14 @@ SaveQueue::WorkPtr SaveQueue::AwaitWork() {
   return work;
 }
 
-void SaveQueue::WorkLoop() {
-  while (WorkPtr work = AwaitWork()) {
+void SaveQueue::WorkLoop(bool gives_way) {
+  // On Linux this is about the calling thread, and the threads and processes that it will start.
+  const int nice = getpriority(PRIO_PROCESS, 0) + (gives_way ? options_.persist_nice : 0);
+  if (setpriority(PRIO_PROCESS, 0, nice) != 0) {
+    spdlog::warn("workers: cannot give way to other processes: {}",
+                 std::generic_category().message(errno));
+  }
+  while (WorkPtr work = AwaitWork(gives_way)) {
     if (work->kind == Operation::Kind::kSave) {
       RunSave(std::static_pointer_cast<SaveRecord>(work));
     } else {
@@ -78,6 +97,11 @@ void SaveQueue::WorkLoop() {
     }
     absl::MutexLock lock(&mu_);
     work_.Done(work.get());
+    if (gives_way) {
+      one_gives_way_ = false;
+    } else {
+      ++waiting_workers_;
+    }
   }
 }
 

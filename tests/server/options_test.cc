@@ -21,9 +21,10 @@ using testing::HasSubstr;
 class OptionsTest : public testing::Test {
  protected:
   OptionsTest() {
-    for (const char* name : {"CKPTD_ADDRESS", "XDG_RUNTIME_DIR", "CKPTD_SOCKET", "CKPTD_POOL_DIR",
-                             "CKPTD_STAGING_BUDGET", "CKPTD_DRAIN_TIMEOUT", "CKPTD_IDLE_EXIT",
-                             "CKPTD_LOG_LEVEL", "CKPTD_ALLOW_ROOT", "CKPTD_PLUGIN_DIR"}) {
+    for (const char* name :
+         {"CKPTD_ADDRESS", "XDG_RUNTIME_DIR", "CKPTD_SOCKET", "CKPTD_POOL_DIR",
+          "CKPTD_STAGING_BUDGET", "CKPTD_DRAIN_TIMEOUT", "CKPTD_PERSIST_NICE", "CKPTD_IDLE_EXIT",
+          "CKPTD_LOG_LEVEL", "CKPTD_ALLOW_ROOT", "CKPTD_PLUGIN_DIR"}) {
       // NOLINTNEXTLINE(concurrency-mt-unsafe): this test has one thread
       const char* value = std::getenv(name);
       old_[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
@@ -85,6 +86,7 @@ TEST_F(OptionsTest, Defaults) {
   EXPECT_EQ(options.drain_timeout, absl::Minutes(5));
   EXPECT_EQ(options.idle_exit, absl::ZeroDuration());
   EXPECT_EQ(options.idle_trim, absl::Minutes(10));
+  EXPECT_EQ(options.persist_nice, 13);
   EXPECT_EQ(options.log_level, "info");
 }
 
@@ -102,13 +104,14 @@ TEST_F(OptionsTest, TheSocketFollowsTheAddress) {
 TEST_F(OptionsTest, Flags) {
   const Options options =
       ParseOk({"--socket=/s", "--pool-dir", "/p", "--staging-budget=8GiB", "--drain-timeout", "90s",
-               "--idle-exit=1h30m", "--idle-trim=5s", "--log-level=warn"});
+               "--idle-exit=1h30m", "--idle-trim=5s", "--persist-nice=0", "--log-level=warn"});
   EXPECT_EQ(options.socket, "/s");
   EXPECT_EQ(options.pool_dir, "/p");
   EXPECT_EQ(options.staging_budget_bytes, uint64_t{8} << 30);
   EXPECT_EQ(options.drain_timeout, absl::Seconds(90));
   EXPECT_EQ(options.idle_exit, absl::Minutes(90));
   EXPECT_EQ(options.idle_trim, absl::Seconds(5));
+  EXPECT_EQ(options.persist_nice, 0);
   EXPECT_EQ(options.log_level, "warn");
 }
 
@@ -170,6 +173,9 @@ TEST_F(OptionsTest, WrongValuesAreWrongUsage) {
        {"x", "-1", "8XiB", "", "1e400", "+1", " 1", "99999999999999999999", "20000000TB"}) {
     ExpectUsage({std::string("--staging-budget=") + size}, "--staging-budget");
   }
+  for (const char* nice : {"-1", "20", "x", ""}) {
+    ExpectUsage({std::string("--persist-nice=") + nice}, "--persist-nice");
+  }
   for (const char* duration : {"x", "-1s", "5", ""}) {
     ExpectUsage({std::string("--drain-timeout=") + duration}, "--drain-timeout");
     ExpectUsage({std::string("--idle-exit=") + duration}, "--idle-exit");
@@ -196,8 +202,9 @@ TEST_F(OptionsTest, HelpAndVersionAreNoErrors) {
   CommandLine result = Parse({"--help"});
   EXPECT_TRUE(result.exit);
   EXPECT_EQ(result.exit_code, 0);
-  for (const char* flag : {"--config", "--socket", "--pool-dir", "--staging-budget",
-                           "--drain-timeout", "--idle-exit", "--idle-trim", "--log-level"}) {
+  for (const char* flag :
+       {"--config", "--socket", "--pool-dir", "--staging-budget", "--drain-timeout",
+        "--persist-nice", "--idle-exit", "--idle-trim", "--log-level"}) {
     EXPECT_THAT(output_, HasSubstr(flag));
   }
   result = Parse({"--version"});

@@ -5,10 +5,13 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cerrno>
 #include <filesystem>
+#include <optional>
 #include <thread>
 
 #include "tests/server/testing/queue_fixture.h"
@@ -252,6 +255,34 @@ TEST_F(QueueTest, CommitTellsWhatHasEndedOnce) {
   WaitForEnd("c");
   EXPECT_THAT(commit("c"), ElementsAre("jobs/j/saves/c SUCCEEDED"));
   EXPECT_THAT(commit("c"), IsEmpty());
+}
+
+// What is written alone gives way; what comes meanwhile does not.
+TEST_F(QueueTest, AWorkerAloneGivesWay) {
+  const int own = getpriority(PRIO_PROCESS, 0);
+  SaveQueue::Options options = NoRetry();
+  options.persist_nice = 3;
+  Start(options);
+  absl::Mutex mu;
+  std::vector<int> writing;
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op != FsOp::kDataSync) return std::nullopt;
+    {
+      absl::MutexLock lock(&mu);
+      writing.push_back(getpriority(PRIO_PROCESS, 0) - own);
+    }
+    gate_.Pass();
+    return std::nullopt;
+  });
+  ASSERT_NO_FATAL_FAILURE(Save("alone", "f", "content"));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  ASSERT_NO_FATAL_FAILURE(Save("meanwhile", "g", "content"));
+  ASSERT_TRUE(gate_.WaitForArrivals(2));
+  gate_.Open();
+  WaitForEnd("alone");
+  WaitForEnd("meanwhile");
+  EXPECT_THAT(writing, ElementsAre(3, 0));
+  EXPECT_EQ(getpriority(PRIO_PROCESS, 0), own);
 }
 
 // ---- Failures --------------------------------------------------------------------------------
