@@ -33,7 +33,9 @@ def device_bytes(storage: torch.UntypedStorage, size_bytes: int) -> torch.Tensor
 
 def is_used(storages: Iterable[torch.UntypedStorage]) -> bool:
     """Whether any of them is on a device, which copies by itself."""
-    return torch.cuda.is_initialized() and any(one.device.type == "cuda" for one in storages)
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return any(one.device.type == "cuda" for one in storages)
 
 
 def mark(storages: Iterable[torch.UntypedStorage]) -> List[Any]:
