@@ -54,6 +54,7 @@ struct Staged {
     PersistSource source;
     source.data = image->data();
     source.size = image->size();
+    source.registered = image->registered();
     source.seal = [this, sealed](const std::function<bool(uint64_t)>& done) {
       if (!sealed) return backend->Seal(*plan, image->data(), done);
       done(image->size());
@@ -106,6 +107,9 @@ BENCHMARK(BM_Seal)->Unit(benchmark::kMillisecond);
 void BM_Persist(benchmark::State& state) {
   const Staged staged;
   if (staged.image == nullptr) return state.SkipWithError(staged.error.c_str());
+  if (state.range(1) != 0 && staged.image->Register() != 0) {
+    return state.SkipWithError("memory cannot be registered here: no io_uring, or ulimit -l");
+  }
   const TempDir folder;
   const ScopedUmask umask(0);
   const Persister persister(staged.fs.get(), {}, TempPrefix("bench"));
@@ -120,9 +124,10 @@ void BM_Persist(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(staged.image->size()));
 }
 BENCHMARK(BM_Persist)
-    ->Arg(1)
-    ->Arg(0)
-    ->ArgName("sealed")
+    ->Args({1, 0})
+    ->Args({1, 1})
+    ->Args({0, 1})
+    ->ArgNames({"sealed", "registered"})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 
