@@ -62,6 +62,7 @@ ssize_t UringMemory::Write(int fd, const uint8_t* data, size_t length, off_t off
   const size_t buffer = begin / kBufferBytes;
   const size_t left = std::min(length_, (buffer + 1) * kBufferBytes) - begin;
   io_uring_sqe* const request = io_uring_get_sqe(&ring_);
+  if (request == nullptr) return -EIO;  // one that the kernel would not take is in the way
   io_uring_prep_write_fixed(request, fd, data, static_cast<unsigned>(std::min(length, left)),
                             static_cast<uint64_t>(offset), static_cast<int>(buffer));
   int submitted = 0;

@@ -84,8 +84,8 @@ SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
 
 void SaveQueue::WorkLoop(bool gives_way) {
   // On Linux this is about the calling thread, and the threads and processes that it will start.
-  const int nice = getpriority(PRIO_PROCESS, 0) + (gives_way ? options_.persist_nice : 0);
-  if (setpriority(PRIO_PROCESS, 0, nice) != 0) {
+  if (gives_way &&
+      setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + options_.persist_nice) != 0) {
     spdlog::warn("workers: cannot give way to other processes: {}",
                  std::generic_category().message(errno));
   }
