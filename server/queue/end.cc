@@ -157,15 +157,9 @@ void SaveQueue::Stamp(google::protobuf::Timestamp* time) const {
 int SaveQueue::Drain(absl::Time deadline) {
   absl::MutexLock lock(&mu_);
   draining_ = true;
-  auto count = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    int pending = static_cast<int>(accepted_.size());
-    for (const auto& [id, session] : sessions_)
-      pending += static_cast<int>(session->staging.size());
-    return pending;
-  };
-  auto drained = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return count() == 0; };
+  auto drained = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return CountUnended() == 0; };
   mu_.AwaitWithDeadline(absl::Condition(&drained), deadline);
-  return count();
+  return CountUnended();
 }
 
 bool SaveQueue::draining() const {

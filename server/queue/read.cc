@@ -66,8 +66,6 @@ absl::StatusOr<v1::ListSavesResponse> SaveQueue::ListSaves(
 v1::QueueStatus SaveQueue::GetStatus() const {
   absl::MutexLock lock(&mu_);
   v1::QueueStatus status = counters_;
-  int staging = 0;
-  for (const auto& [id, session] : sessions_) staging += static_cast<int>(session->staging.size());
   int queued = 0;
   int persisting = 0;
   for (const auto& [op, shared] : accepted_) {
@@ -75,7 +73,7 @@ v1::QueueStatus SaveQueue::GetStatus() const {
     const v1::Save::State state = static_cast<SaveRecord*>(op)->save.state();
     (state == v1::Save::PERSISTING ? persisting : queued) += 1;
   }
-  status.set_staging_count(staging);
+  status.set_staging_count(CountStaging());
   status.set_queued_count(queued);
   status.set_persisting_count(persisting);
   return status;

@@ -124,6 +124,14 @@ absl::Status SaveQueue::RefuseWhileEnding(absl::string_view what) const {
                                 "accepted; try again when it is back"));
 }
 
+int SaveQueue::CountStaging() const {
+  int count = 0;
+  for (const auto& [id, session] : sessions_) count += static_cast<int>(session->staging.size());
+  return count;
+}
+
+int SaveQueue::CountUnended() const { return CountStaging() + static_cast<int>(accepted_.size()); }
+
 // ---- From STAGING to QUEUED, or not ----------------------------------------------------------
 
 absl::StatusOr<int64_t> SaveQueue::WriteSave(const std::string& name, int64_t offset,

@@ -188,6 +188,9 @@ class SaveQueue {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool DropStaging(const SavePtr& record, const absl::Status& why,
                    v1::Save::State state = v1::Save::CANCELLED) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Saves that are STAGING, and saves and removals that are accepted.
+  int CountStaging() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
+  int CountUnended() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
   static absl::Status CheckComplete(const SaveRecord& record);
   absl::Status RecordAccepted(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Enqueue(const SavePtr& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -360,7 +363,6 @@ class SaveQueue {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   // Of those that do not give way.
   int waiting_workers_ ABSL_GUARDED_BY(mu_) = 0;
-  bool one_gives_way_ ABSL_GUARDED_BY(mu_) = false;  // and works
   std::vector<std::thread> workers_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -45,15 +45,17 @@ void SaveQueue::StartWorker(bool gives_way) {
   workers_.emplace_back([this, gives_way] { WorkLoop(gives_way); });
 }
 
-// Null when the queue stops. What is there alone goes to the worker that gives way to the trainer;
-// what comes meanwhile to the others, at once: then saves come faster than they are written, or
-// what it has hangs. One of these always waits, as long as there may be more: what hangs in a
-// worker holds up nothing else.
+// Null when the queue stops. What is alone goes to the worker that gives way to the trainer. What
+// is not, goes to the others: then many trainers save at once, or saves come faster than they are
+// written, or what the first has hangs. One of these always waits, as long as there may be more:
+// what hangs in a worker holds up nothing else.
 SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
   absl::MutexLock lock(&mu_);
   WorkPtr work;
-  const auto may_take = [&]()
-                            ABSL_SHARED_LOCKS_REQUIRED(mu_) { return gives_way || one_gives_way_; };
+  const auto may_take = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
+    const bool is_alone = CountUnended() == 1;
+    return gives_way ? is_alone || waiting_workers_ == 0 : !is_alone;
+  };
   while (!stopping_ && (!may_take() || (work = work_.Take(clock_->Uptime())) == nullptr)) {
     const absl::Duration now = clock_->Uptime();
     const absl::Duration due = work_.NextDue(now);
@@ -66,11 +68,7 @@ SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
     };
     mu_.AwaitWithTimeout(absl::Condition(&wake), due - now);
   }
-  if (gives_way) {
-    one_gives_way_ = work != nullptr;
-  } else if (--waiting_workers_ == 0 && !stopping_) {
-    StartWorker(/*gives_way=*/false);
-  }
+  if (!gives_way && --waiting_workers_ == 0 && !stopping_) StartWorker(/*gives_way=*/false);
   if (work != nullptr && work->kind == Operation::Kind::kSave) {
     auto* record = static_cast<SaveRecord*>(work.get());
     if (!record->outcome.has_value()) {
@@ -97,11 +95,7 @@ void SaveQueue::WorkLoop(bool gives_way) {
     }
     absl::MutexLock lock(&mu_);
     work_.Done(work.get());
-    if (gives_way) {
-      one_gives_way_ = false;
-    } else {
-      ++waiting_workers_;
-    }
+    if (!gives_way) ++waiting_workers_;
   }
 }
 

@@ -280,7 +280,13 @@ TEST_F(QueueTest, AWorkerAloneGivesWay) {
   gate_.Open();
   WaitForEnd("alone");
   WaitForEnd("meanwhile");
-  EXPECT_THAT(writing, ElementsAre(3, 0));
+  // Nor does one that comes while another trainer copies.
+  ASSERT_NO_FATAL_FAILURE(Stage("copied", "h", "content"));
+  ASSERT_NO_FATAL_FAILURE(Save("beside", "i", "content"));
+  WaitForEnd("beside");
+  ASSERT_OK(queue_->CommitSave(Name("copied")));
+  WaitForEnd("copied");
+  EXPECT_THAT(writing, ElementsAre(3, 0, 0, 3));
   EXPECT_EQ(getpriority(PRIO_PROCESS, 0), own);
 }
 
