@@ -105,8 +105,9 @@ class Pool {
   // Takes back what is not held any more. To be called now and then, for who waits for memory.
   void Reclaim();
 
-  // Holds the pages of an image ready for direct writes until it is lent or goes, where the system
-  // allows it; that it does not is said in the log, once. Null then.
+  // Holds the pages of an image ready for direct writes until it goes, even while it is lent: to
+  // let go of them takes longer than a load has. Where the system allows it; that it does not is
+  // said in the log, once. Null then.
   RegisteredMemory* Register(Image* image);
 
   // Takes an image out of service: its client may still be writing to it.

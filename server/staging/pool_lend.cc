@@ -47,7 +47,6 @@ void Pool::Lend(std::unique_ptr<Image> image) {
     spdlog::warn("{}; its memory is given back", std::string(status.message()));
     return Discard(std::move(image));
   }
-  image->Unregister();  // the process may do with its pages what it likes
   absl::MutexLock lock(&mu_);
   leased_.erase(leased_.find(image->capacity()));
   lent_.push_back(std::move(image));

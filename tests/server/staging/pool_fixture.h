@@ -1,7 +1,9 @@
 #ifndef CKPTD_TESTS_SERVER_STAGING_POOL_FIXTURE_H_
 #define CKPTD_TESTS_SERVER_STAGING_POOL_FIXTURE_H_
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 
 #include <memory>
 #include <string>
@@ -42,6 +44,13 @@ class PoolTest : public testing::Test {
     auto image = pool_->Acquire(owner, size, Soon(), never_);
     EXPECT_OK(image);
     return image.ok() ? *std::move(image) : nullptr;
+  }
+  // Lends an image, and returns the descriptor by which its borrower holds it.
+  int Borrow(std::unique_ptr<Image> image) {
+    const int fd = open(image->path().c_str(), O_RDWR | O_CLOEXEC);
+    EXPECT_EQ(flock(fd, LOCK_SH | LOCK_NB), 0);
+    pool_->Lend(std::move(image));
+    return fd;
   }
   // The error of a call that does not wait.
   absl::Status AcquireError(uint64_t size) {

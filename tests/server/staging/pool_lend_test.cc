@@ -1,7 +1,5 @@
 // What loads take of the pool, and how it comes back.
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -21,13 +19,6 @@ class LendTest : public PoolTest {
     auto image = Acquire(size);
     std::memset(image->data(), c, size);
     pool_->Release(std::move(image), file);
-  }
-  // Lends an image, and returns the descriptor by which its borrower holds it.
-  int Borrow(std::unique_ptr<Image> image) {
-    const int fd = open(image->path().c_str(), O_RDWR | O_CLOEXEC);
-    EXPECT_EQ(flock(fd, LOCK_SH | LOCK_NB), 0);
-    pool_->Lend(std::move(image));
-    return fd;
   }
 };
 
