@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/core/send_buffer.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/io/zero_copy_stream_impl_lite.h"
 #include "google/protobuf/wire_format_lite.h"
@@ -46,6 +47,7 @@ class WriteCall {
     call_ = stub_.PrepareCall(&context_, kMethod, &events_);
     call_->StartCall(this);
     open_ = Await();
+    WidenSendBuffers(context_.peer());
   }
   ~WriteCall() {
     events_.Shutdown();

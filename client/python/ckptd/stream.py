@@ -9,6 +9,7 @@ from typing import Iterator, Tuple
 
 import torch
 
+from . import send_buffer
 from .capture import Captured
 from .device import device_bytes
 from .session import Session
@@ -27,6 +28,7 @@ def write(
 
     Holds one chunk at a time. Raises grpc.RpcError.
     """
+    send_buffer.widen(session.address)
     session.call("WriteSave", _requests(captured, response), timeout)
 
 
