@@ -1,17 +1,17 @@
 #include "client/cpp/core/send_buffer.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <unistd.h>
 
 #include <cstring>
-#include <memory>
+#include <filesystem>
 #include <string>
+#include <system_error>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
+#include "client/cpp/core/unique_fd.h"
 
 namespace ckptd {
 namespace {
@@ -42,16 +42,14 @@ void Widen(int fd) {
 // gRPC tells nobody its connections' descriptors.
 void WidenSendBuffers(absl::string_view peer) {
   if (!absl::ConsumePrefix(&peer, "unix:") || peer.empty()) return;
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(opendir("/proc/self/fd"), &closedir);
-  if (dir == nullptr) return;
-  while (const dirent* entry = readdir(dir.get())) {
+  std::error_code error;
+  std::filesystem::directory_iterator own("/proc/self/fd", error);
+  for (; !error && own != std::filesystem::end(own); own.increment(error)) {
     int number = -1;
-    if (!absl::SimpleAtoi(entry->d_name, &number)) continue;
+    if (!absl::SimpleAtoi(own->path().filename().string(), &number)) continue;
     // Ours, so that what is changed is what was looked at, whatever other threads close and open.
-    const int fd = fcntl(number, F_DUPFD_CLOEXEC, 0);
-    if (fd < 0) continue;
-    if (PeerPath(fd) == peer) Widen(fd);
-    close(fd);
+    const UniqueFd fd(fcntl(number, F_DUPFD_CLOEXEC, 0));
+    if (fd && PeerPath(fd.get()) == peer) Widen(fd.get());
   }
 }
 
