@@ -89,7 +89,7 @@ class FileSystem {
   virtual int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) = 0;
   // Faults pages in, for writing. -EFAULT where the file system has no room for them.
   virtual int Populate(uint8_t* data, size_t length) = 0;
-  // See NewRegisteredMemory. It must go before the pages are unmapped.
+  // See NewRegisteredMemory.
   virtual int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) = 0;
 };
 

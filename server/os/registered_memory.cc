@@ -17,7 +17,7 @@ constexpr size_t kBufferBytes = size_t{1} << 30;
 
 class UringMemory : public RegisteredMemory {
  public:
-  UringMemory(const uint8_t* data, size_t length) : data_(data), length_(length) {}
+  UringMemory(uint8_t* data, size_t length) : RegisteredMemory(length), data_(data) {}
   ~UringMemory() override {
     // Without this the kernel gives the pages back some time after the ring has gone.
     if (registered_) io_uring_unregister_buffers(&ring_);
@@ -25,11 +25,10 @@ class UringMemory : public RegisteredMemory {
   }
 
   int Register();
-  ssize_t Write(int fd, const uint8_t* data, size_t length, off_t offset) override;
+  ssize_t Write(int fd, uint64_t offset, size_t length) override;
 
  private:
-  const uint8_t* const data_;
-  const size_t length_;
+  uint8_t* const data_;  // where it was when it was registered
   io_uring ring_ = {};
   bool has_ring_ = false;
   bool registered_ = false;
@@ -46,10 +45,8 @@ int UringMemory::Register() {
     return -EMFILE;
   }
   std::vector<iovec> buffers;
-  for (size_t begin = 0; begin < length_; begin += kBufferBytes) {
-    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast): a buffer may be read into, this is not
-    buffers.push_back(
-        {const_cast<uint8_t*>(data_) + begin, std::min(kBufferBytes, length_ - begin)});
+  for (size_t begin = 0; begin < size(); begin += kBufferBytes) {
+    buffers.push_back({data_ + begin, std::min(kBufferBytes, size() - begin)});
   }
   const int error =
       io_uring_register_buffers(&ring_, buffers.data(), static_cast<unsigned>(buffers.size()));
@@ -57,19 +54,19 @@ int UringMemory::Register() {
   return error;
 }
 
-ssize_t UringMemory::Write(int fd, const uint8_t* data, size_t length, off_t offset) {
-  const auto begin = static_cast<size_t>(data - data_);
-  const size_t buffer = begin / kBufferBytes;
-  const size_t left = std::min(length_, (buffer + 1) * kBufferBytes) - begin;
+ssize_t UringMemory::Write(int fd, uint64_t offset, size_t length) {
+  const size_t buffer = offset / kBufferBytes;
+  const size_t left = std::min<size_t>(size(), (buffer + 1) * kBufferBytes) - offset;
   io_uring_sqe* const request = io_uring_get_sqe(&ring_);
   if (request == nullptr) return -EIO;  // one that the kernel would not take is in the way
-  io_uring_prep_write_fixed(request, fd, data, static_cast<unsigned>(std::min(length, left)),
-                            static_cast<uint64_t>(offset), static_cast<int>(buffer));
+  io_uring_prep_write_fixed(request, fd, data_ + offset,
+                            static_cast<unsigned>(std::min(length, left)), offset,
+                            static_cast<int>(buffer));
   int submitted = 0;
   do {
     submitted = io_uring_submit(&ring_);
-  } while (submitted == -EINTR || submitted == -EAGAIN || submitted == -EBUSY);
-  if (submitted < 0) return submitted;
+  } while (submitted == -EINTR);
+  if (submitted < 0) return -EIO;  // out of memory for it
   // The kernel reads the memory until it says that it is done.
   io_uring_cqe* answer = nullptr;
   int error = 0;

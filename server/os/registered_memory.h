@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -11,27 +12,36 @@ namespace ckptd {
 
 // Memory whose pages the kernel holds ready for direct writes, so that a write need not look them
 // up one by one, which is most of the processor time of a write. Holds the pages that were there
-// when it was made, even when the file behind the memory loses them later: then it must go. For one
-// thread at a time. The pages are held until it goes, and belong to it for no longer.
+// when it was made until it goes, even when the file behind the memory loses them before: then it
+// must go, or be cut. For one thread at a time.
 class RegisteredMemory {
  public:
+  explicit RegisteredMemory(size_t size) : held_(size), size_(size) {}
   virtual ~RegisteredMemory() = default;
   RegisteredMemory(const RegisteredMemory&) = delete;
   RegisteredMemory& operator=(const RegisteredMemory&) = delete;
 
-  // Writes bytes of the memory, of which `data` is the first, to a file that was opened for direct
-  // writing. How many were written; where those are not all of them, or with -errno, any of them
-  // may have been.
-  virtual ssize_t Write(int fd, const uint8_t* data, size_t length, off_t offset) = 0;
+  // As many bytes were registered, and of those as many, from the front on, may be written.
+  size_t held() const { return held_; }
+  size_t size() const { return size_; }
+  // Pages from `size` on are held for nothing, even if the memory grows again.
+  void Cut(size_t size) { size_ = std::min(size_, size); }
 
- protected:
-  RegisteredMemory() = default;
+  // Writes `length` bytes at `offset` of the memory, no further than its size, to that place of a
+  // file that was opened for direct writing. How many were written; where those are not all of
+  // them, or with -errno, any of them may have been. -EIO may mean that it could not be begun: an
+  // ordinary write tells.
+  virtual ssize_t Write(int fd, uint64_t offset, size_t length) = 0;
+
+ private:
+  const size_t held_;
+  size_t size_;
 };
 
-// Registers `length` bytes at `data`, whole pages that stay mapped there, with an io_uring. 0, or
-// -errno: -EPERM or -ENOSYS where the kernel or the seccomp profile of a container has no io_uring,
-// -ENOMEM where the limit of locked memory (ulimit -l) is too low, -EMFILE
-// where half of the descriptors are in use: they are needed for more than this.
+// Registers `length` bytes at `data`, whole pages, with an io_uring; they may be mapped elsewhere
+// later. 0, or -errno: -EPERM or -ENOSYS where the kernel or the seccomp profile of a container has
+// no io_uring, -ENOMEM where the limit of locked memory (ulimit -l) is too low, -EMFILE where half
+// of the descriptors are in use: they are needed for more than this.
 int NewRegisteredMemory(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out);
 
 }  // namespace ckptd

@@ -245,9 +245,9 @@ absl::Status Attempt::LeaveDirect(int error) {
 }
 
 absl::Status Attempt::WritePiece(const PersistSource& source, uint64_t offset, uint64_t length) {
-  if (direct_ && write_registered_ && source.registered != nullptr) {
-    const ssize_t n = source.registered->Write(file_.get(), source.data + offset, length,
-                                               static_cast<off_t>(offset));
+  RegisteredMemory* const held = direct_ && write_registered_ ? source.registered : nullptr;
+  if (held != nullptr && offset + length <= held->size()) {
+    const ssize_t n = held->Write(file_.get(), offset, length);
     if (n == static_cast<ssize_t>(length)) return absl::OkStatus();
     if (n < 0 && n != -EIO && n != -EINVAL) return Error("write", static_cast<int>(n));
     // An ordinary write tells whether that was an error: io_uring says EIO, too, where a file

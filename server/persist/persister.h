@@ -24,7 +24,7 @@ struct PersistSource {
   // Page-aligned; readable to the end of the last page.
   const uint8_t* data = nullptr;
   uint64_t size = 0;
-  // Holds `data` to the end of the last page, for faster direct writes. May be null.
+  // Holds the pages of `data`, or the first of them, for faster direct writes. May be null.
   RegisteredMemory* registered = nullptr;
   // As many bytes at the front are final only when all are.
   uint64_t late_bytes = 0;

@@ -63,6 +63,11 @@ absl::Status CannotTakeOver(const std::string& path, int error) {
       {{"image", path}});
 }
 
+// Whether so much of what is registered, or could be, is as good as all of it: to let go of pages
+// and to hold them anew takes tens of milliseconds, and a state may grow or shrink by some each
+// time.
+bool IsMost(uint64_t part, uint64_t whole) { return part >= whole - whole / 64; }
+
 }  // namespace
 
 std::string FreeDir(const std::string& pool_dir) { return absl::StrCat(pool_dir, "/.free"); }
@@ -175,7 +180,7 @@ absl::StatusOr<std::string> ReadNote(FileSystem* fs, const std::string& dir,
 }
 
 void Image::Unmap() {
-  Unregister();
+  registered_.reset();
   guard_.Uncover();
   if (data_ != nullptr) fs_->Unmap(data_, capacity_);
   data_ = nullptr;
@@ -186,8 +191,8 @@ void Image::Unmap() {
 int Image::Register() {
   struct stat info = {};
   if (int error = fs_->Stat(fd_.get(), &info); error < 0) return error;
-  if (HoldsPagesSince(info)) return 0;
-  Unregister();
+  if (HoldsPagesSince(info) && IsMost(registered_->size(), capacity_)) return 0;
+  registered_.reset();
   registered_mtime_ = info.st_mtim;
   return fs_->Register(data_, capacity_, &registered_);
 }
@@ -197,16 +202,25 @@ bool Image::HoldsPagesSince(const struct stat& info) const {
          info.st_mtim.tv_nsec == registered_mtime_.tv_nsec;
 }
 
-// Within its last page a file changes its length and none of its pages.
 int Image::SetLength(uint64_t size) {
   struct stat info = {};
-  const bool holds =
-      RoundUp(size) == capacity_ && fs_->Stat(fd_.get(), &info) == 0 && HoldsPagesSince(info);
-  if (!holds) Unregister();
+  const bool holds = fs_->Stat(fd_.get(), &info) == 0 && HoldsPagesSince(info);
+  if (!holds) registered_.reset();
   if (int error = fs_->Truncate(fd_.get(), static_cast<off_t>(size)); error < 0) return error;
   size_ = size;
-  if (holds && fs_->Stat(fd_.get(), &info) == 0) registered_mtime_ = info.st_mtim;
+  if (!holds) return 0;
+  registered_->Cut(RoundUp(size));
+  // What is held for nothing is memory beyond the budget.
+  if (!IsMost(registered_->size(), registered_->held())) registered_.reset();
+  NoteOwnChange();
   return 0;
+}
+
+void Image::NoteOwnChange() {
+  struct stat info = {};
+  if (registered_ != nullptr && fs_->Stat(fd_.get(), &info) == 0) {
+    registered_mtime_ = info.st_mtim;
+  }
 }
 
 absl::Status Image::Resize(uint64_t size) {
@@ -230,6 +244,7 @@ absl::Status Image::Resize(uint64_t size) {
   if (int error = fs_->Populate(data_ + old_capacity, added); error < 0) {
     return PoolError(dir_, absl::StrCat("fault in ", added, " bytes of an image"), -error);
   }
+  NoteOwnChange();
   return absl::OkStatus();
 }
 

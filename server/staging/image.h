@@ -55,10 +55,9 @@ class Image {
   // Leaves image and note in the folder for a later daemon when this object goes.
   void Leave() { leave_ = true; }
 
-  // Holds the image's pages ready for direct writes, until Unregister or Resize, or until another
-  // process has changed which pages are its. 0, or -errno.
+  // Holds the image's pages ready for direct writes, or most of them: what Resize adds later, and
+  // what it has taken away, may not be. 0, or -errno.
   int Register();
-  void Unregister() { registered_.reset(); }
 
   // What a client may do to the file while it has it open. Uncut: no byte of the image was lost, as
   // far as its length and the faults of its readers tell. Whole: it also has just its length and
@@ -79,7 +78,8 @@ class Image {
   // What it takes of the pool: whole pages. The last page may be read to its end.
   uint64_t capacity() const { return capacity_; }
   uint8_t* data() const { return data_; }
-  // Null while nothing holds its pages.
+  // What holds its pages; null where nothing does. After Register, for the save that it was for:
+  // another process may change which pages are the file's.
   RegisteredMemory* registered() const { return registered_.get(); }
   // Somebody may look at it by a way that ends when it is used again: it never is.
   void set_shown() { shown_ = true; }
@@ -104,6 +104,8 @@ class Image {
   int SetLength(uint64_t size);
   // Whether what is registered are the pages that the file has, as fstat tells of it.
   bool HoldsPagesSince(const struct stat& info) const;
+  // What the daemon itself has done to the file is no reason to register it again.
+  void NoteOwnChange();
 
   FileSystem* const fs_;
   const std::string dir_;

@@ -14,6 +14,7 @@
 #include <mutex>
 
 #include "tests/server/persist/persist_fixture.h"
+#include "tests/server/testing/registering.h"
 
 namespace ckptd {
 namespace {
@@ -28,12 +29,6 @@ mode_t ModeOf(const std::string& path) {
   return info.st_mode & 07777;
 }
 
-bool MayRegister() {
-  PageAligned page("x");
-  std::unique_ptr<RegisteredMemory> memory;
-  return NewPosixFileSystem()->Register(page.data(), page.capacity(), &memory) == 0;
-}
-
 struct Way {
   const char* name;
   TempDir::Place place;
@@ -45,7 +40,8 @@ class PersisterTest : public PersistFixture, public testing::WithParamInterface<
  protected:
   PersisterTest() : PersistFixture(GetParam().place) { registered_ = GetParam().registered; }
   void SetUp() override {
-    if (registered_ && !MayRegister()) GTEST_SKIP() << "no io_uring here";
+    const std::string refusal = WhyNoRegisteredMemory();
+    if (registered_ && !refusal.empty()) GTEST_SKIP() << refusal;
   }
 };
 
@@ -208,7 +204,8 @@ class LackingFileSystemTest : public PersistFixture, public testing::WithParamIn
  protected:
   LackingFileSystemTest() : PersistFixture(TempDir::Place::kMemory) { registered_ = GetParam(); }
   void SetUp() override {
-    if (registered_ && !MayRegister()) GTEST_SKIP() << "no io_uring here";
+    const std::string refusal = WhyNoRegisteredMemory();
+    if (registered_ && !refusal.empty()) GTEST_SKIP() << refusal;
   }
 
   // Persists a new file and over it, and checks what is left.

@@ -258,10 +258,10 @@ int FaultyFileSystem::Populate(uint8_t* data, size_t length) {
 class FaultyFileSystem::Registered : public RegisteredMemory {
  public:
   Registered(FaultyFileSystem* fs, std::unique_ptr<RegisteredMemory> base)
-      : fs_(fs), base_(std::move(base)) {}
-  ssize_t Write(int fd, const uint8_t* data, size_t length, off_t offset) override {
+      : RegisteredMemory(base->size()), fs_(fs), base_(std::move(base)) {}
+  ssize_t Write(int fd, uint64_t offset, size_t length) override {
     return fs_->Do(OnFile(FsOp::kWrite, fd, length),
-                   [&](const FsCall& call) { return base_->Write(fd, data, call.length, offset); });
+                   [&](const FsCall& call) { return base_->Write(fd, offset, call.length); });
   }
 
  private:
