@@ -5,11 +5,9 @@
 //    the host makes it.
 //  * One host does one thing at a time, in the order in which it was accepted.
 //  * The image is sealed, and given to the host as it is. What the host says ends the save: there
-//  is
-//    no other attempt, as nobody knows what was done.
+//    is no other attempt, as nobody knows what was done.
 //  * The host itself is kept, in the journal too, for as long as a session that has registered it
-//  is
-//    open or accepted work names it.
+//    is open or accepted work names it.
 
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -23,6 +21,7 @@
 #include "absl/strings/str_split.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/os/runnable.h"
 #include "server/queue/requests.h"
 #include "server/queue/save_queue.h"
 
@@ -88,6 +87,7 @@ void SaveQueue::LeaveHost(const std::string& id) {
 
 void SaveQueue::AddAccepted(const WorkPtr& work) {
   accepted_[work.get()] = work;
+  was_crowded_ = RunnableThreads() >= options_.crowd;
   if (!work->host.empty()) UseHost(work->host);
   if (work->blockers == 0) work_.Add(work);
 }

@@ -1,6 +1,7 @@
 #ifndef CKPTD_SERVER_QUEUE_SAVE_QUEUE_H_
 #define CKPTD_SERVER_QUEUE_SAVE_QUEUE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -48,8 +49,9 @@ class SaveQueue {
     int workers_per_device = 2;
     int max_workers = 16;
     // How far the worker gives way that works alone: added to its niceness, and to that of what it
-    // starts.
+    // starts; and with how many threads of the machine that want to run none does.
     int persist_nice = 0;
+    int crowd = 2 * std::max(1, static_cast<int>(std::thread::hardware_concurrency())) + 1;
     // How many trainers copy a state at the same time.
     CopyTurns::Options copy_turns;
     // Ended saves that are kept for GetSave and ListSaves, and how long; the oldest go first. Also
@@ -252,6 +254,7 @@ class SaveQueue {
   void StartWorker(bool gives_way) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WorkLoop(bool gives_way);
   WorkPtr AwaitWork(bool gives_way);
+  bool MayTakeItsTime() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
   void RunSave(const SavePtr& record);
   absl::Status Persist(const SavePtr& record);
   absl::Status RestoreFolder(const SaveRecord& record) const;
@@ -363,6 +366,8 @@ class SaveQueue {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   // Of those that do not give way.
   int waiting_workers_ ABSL_GUARDED_BY(mu_) = 0;
+  // When the last was accepted.
+  bool was_crowded_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> workers_ ABSL_GUARDED_BY(mu_);
 };
 

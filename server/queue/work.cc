@@ -45,16 +45,20 @@ void SaveQueue::StartWorker(bool gives_way) {
   workers_.emplace_back([this, gives_way] { WorkLoop(gives_way); });
 }
 
-// Null when the queue stops. What is alone goes to the worker that gives way to the trainer. What
-// is not, goes to the others: then many trainers save at once, or saves come faster than they are
-// written, or what the first has hangs. One of these always waits, as long as there may be more:
-// what hangs in a worker holds up nothing else.
+// Whether what there is may be written by a thread that gives way to the trainer. Not with others
+// beside it: then many trainers save at once, or saves come faster than they are written, or what
+// the first has hangs. Nor where so many threads want to run that nothing would be left to it; to
+// the trainer one more then makes no difference.
+bool SaveQueue::MayTakeItsTime() const { return CountUnended() == 1 && !was_crowded_; }
+
+// Null when the queue stops. What may take its time goes to the worker that gives way, all else to
+// the others. One of these always waits, as long as there may be more: what hangs in a worker holds
+// up nothing else.
 SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
   absl::MutexLock lock(&mu_);
   WorkPtr work;
   const auto may_take = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    const bool is_alone = CountUnended() == 1;
-    return gives_way ? is_alone || waiting_workers_ == 0 : !is_alone;
+    return gives_way ? MayTakeItsTime() || waiting_workers_ == 0 : !MayTakeItsTime();
   };
   while (!stopping_ && (!may_take() || (work = work_.Take(clock_->Uptime())) == nullptr)) {
     const absl::Duration now = clock_->Uptime();

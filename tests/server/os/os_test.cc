@@ -2,17 +2,21 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cerrno>
 #include <filesystem>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "server/os/errors.h"
 #include "server/os/file_system.h"
 #include "server/os/memory_limit.h"
+#include "server/os/runnable.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"
+#include "tests/server/testing/wait.h"
 
 namespace ckptd {
 namespace {
@@ -222,6 +226,25 @@ TEST(PosixFileSystemTest, KeepsWhatIsMappedOverARemap) {
   ASSERT_EQ(fs->Truncate(file.get(), 4096), 0);
   EXPECT_EQ(fs->Populate(data, 1 << 20), -EFAULT);
   EXPECT_EQ(fs->Unmap(data, 1 << 20), 0);
+}
+
+// ---- Load ------------------------------------------------------------------------------------
+
+TEST(RunnableThreadsTest, CountsThoseThatWantToRun) {
+  if (RunnableThreads() == 0) GTEST_SKIP() << "/proc/loadavg does not tell of them here";
+  constexpr int kBusy = 8;
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  threads.reserve(kBusy);
+  for (int i = 0; i < kBusy; ++i) {
+    threads.emplace_back([&stop] {
+      while (!stop) {
+      }
+    });
+  }
+  EXPECT_TRUE(Eventually([] { return RunnableThreads() > kBusy; }));
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <climits>
 #include <filesystem>
 #include <optional>
 #include <thread>
@@ -256,23 +257,41 @@ TEST_F(QueueTest, CommitTellsWhatHasEndedOnce) {
   EXPECT_THAT(commit("c"), IsEmpty());
 }
 
-// What is written alone gives way; what comes meanwhile does not.
-TEST_F(QueueTest, AWorkerAloneGivesWay) {
-  const int own = getpriority(PRIO_PROCESS, 0);
-  SaveQueue::Options options = NoRetry();
-  options.persist_nice = 3;
-  Start(options);
-  absl::Mutex mu;
-  std::vector<int> writing;
-  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
-    if (call.op != FsOp::kDataSync) return std::nullopt;
-    {
-      absl::MutexLock lock(&mu);
-      writing.push_back(getpriority(PRIO_PROCESS, 0) - own);
-    }
-    gate_.Pass();
-    return std::nullopt;
-  });
+// ---- Giving way ------------------------------------------------------------------------------
+
+// Saves stop at their fdatasync until gate_ lets them go on.
+class NicenessTest : public QueueTest {
+ protected:
+  void StartWith(int crowd) {
+    SaveQueue::Options options = NoRetry();
+    options.persist_nice = 3;
+    options.crowd = crowd;
+    Start(options);
+    fs_.SetBefore([this](FsCall& call) -> std::optional<int64_t> {
+      if (call.op != FsOp::kDataSync) return std::nullopt;
+      {
+        absl::MutexLock lock(&mu_);
+        found_.push_back(getpriority(PRIO_PROCESS, 0) - own_);
+      }
+      gate_.Pass();
+      return std::nullopt;
+    });
+  }
+  // How much nicer than the process each save was that was written so far.
+  std::vector<int> Found() {
+    absl::MutexLock lock(&mu_);
+    return found_;
+  }
+
+  const int own_ = getpriority(PRIO_PROCESS, 0);
+
+ private:
+  absl::Mutex mu_;
+  std::vector<int> found_ ABSL_GUARDED_BY(mu_);
+};
+
+TEST_F(NicenessTest, OnlyASaveWithoutOthersGivesWay) {
+  StartWith(/*crowd=*/INT_MAX);
   ASSERT_NO_FATAL_FAILURE(Save("alone", "f", "content"));
   ASSERT_TRUE(gate_.WaitForArrivals(1));
   ASSERT_NO_FATAL_FAILURE(Save("meanwhile", "g", "content"));
@@ -280,14 +299,25 @@ TEST_F(QueueTest, AWorkerAloneGivesWay) {
   gate_.Open();
   WaitForEnd("alone");
   WaitForEnd("meanwhile");
-  // Nor does one that comes while another trainer copies.
+  EXPECT_THAT(Found(), ElementsAre(3, 0));
+
   ASSERT_NO_FATAL_FAILURE(Stage("copied", "h", "content"));
   ASSERT_NO_FATAL_FAILURE(Save("beside", "i", "content"));
   WaitForEnd("beside");
   ASSERT_OK(queue_->CommitSave(Name("copied")));
   WaitForEnd("copied");
-  EXPECT_THAT(writing, ElementsAre(3, 0, 0, 3));
-  EXPECT_EQ(getpriority(PRIO_PROCESS, 0), own);
+  EXPECT_THAT(Found(), ElementsAre(3, 0, 0, 3));
+  EXPECT_EQ(getpriority(PRIO_PROCESS, 0), own_);
+}
+
+TEST_F(NicenessTest, InACrowdNoneDoes) {
+  StartWith(/*crowd=*/0);
+  gate_.Open();
+  for (const char* id : {"a", "b"}) {
+    ASSERT_NO_FATAL_FAILURE(Save(id, id, "content"));
+    WaitForEnd(id);
+  }
+  EXPECT_THAT(Found(), ElementsAre(0, 0));
 }
 
 // ---- Failures --------------------------------------------------------------------------------
