@@ -89,9 +89,16 @@ class FileSystem {
   virtual int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) = 0;
   // Faults pages in, for writing. -EFAULT where the file system has no room for them.
   virtual int Populate(uint8_t* data, size_t length) = 0;
+  // Moves pages of a file in tmpfs, all of which must be there, into huge ones, as far as the
+  // kernel has any: what is contiguous is read and written in fewer requests. `offset` and `length`
+  // are multiples of kHugePage. Takes one to four times as long as to fault them in. -EINVAL where
+  // the kernel does not do that.
+  virtual int Gather(int fd, off_t offset, size_t length) = 0;
   // See NewRegisteredMemory.
   virtual int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) = 0;
 };
+
+inline constexpr size_t kHugePage = size_t{2} << 20;
 
 // The kernel's own.
 std::unique_ptr<FileSystem> NewPosixFileSystem();

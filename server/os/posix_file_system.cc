@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <climits>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -164,10 +165,33 @@ class PosixFileSystem : public FileSystem {
   int Populate(uint8_t* data, size_t length) override {
     return Retry([&] { return madvise(data, length, MADV_POPULATE_WRITE); });
   }
+  int Gather(int fd, off_t offset, size_t length) override;
   int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) override {
     return NewRegisteredMemory(data, length, out);
   }
 };
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1
+#endif
+
+// Through a mapping of its own: huge pages must lie in it as they do in the file.
+int PosixFileSystem::Gather(int fd, off_t offset, size_t length) {
+  const size_t room = length + kHugePage;
+  constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* const reserved = mmap(nullptr, room, PROT_NONE, kReserve, -1, 0);
+  if (reserved == MAP_FAILED) return -errno;
+  const size_t skip = kHugePage - reinterpret_cast<uintptr_t>(reserved) % kHugePage;
+  void* const start = static_cast<uint8_t*>(reserved) + skip;
+  int result = 0;
+  if (mmap(start, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) ==
+          MAP_FAILED ||
+      madvise(start, length, MADV_COLLAPSE) != 0) {
+    result = -errno;
+  }
+  munmap(reserved, room);
+  return result;
+}
 
 }  // namespace
 

@@ -361,6 +361,7 @@ void Pool::WarmLoop() {
     }
     auto image = Image::Create(fs_, options_.dir, next_id_++, capacity);
     if (image.ok()) {  // with a name, by which its next owner finds it
+      GatherPages(**image);
       if (absl::Status status = (*image)->Park(); !status.ok()) image = status;
     }
     absl::MutexLock lock(&mu_);
@@ -376,6 +377,21 @@ void Pool::WarmLoop() {
       }
     }
     changed_.SignalAll();
+  }
+}
+
+// Whoever waits for memory is better off with small pages than without.
+void Pool::GatherPages(const Image& image) {
+  // A call for each huge page would cost several times as much.
+  constexpr uint64_t kStep = 8 * kHugePage;
+  const uint64_t end = image.capacity() / kHugePage * kHugePage;
+  for (uint64_t at = 0; at < end; at += kStep) {
+    {
+      absl::MutexLock lock(&mu_);
+      if (stopping_ || !waiting_.empty()) return;
+    }
+    const int error = fs_->Gather(image.fd(), static_cast<off_t>(at), std::min(kStep, end - at));
+    if (error == -EINVAL) return;
   }
 }
 

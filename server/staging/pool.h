@@ -28,10 +28,10 @@ using CancelToken = std::atomic<bool>;
 
 // The staging memory of the daemon: images in one tmpfs folder under one budget. Thread-safe.
 //
-// A page is faulted in before a client sees it, and kept when its save ends: the next save of about
-// the same size gets it warm. Free images give way, least recently used first, when the budget is
-// needed for another size. Until then an image keeps the bytes of the checkpoint that was saved
-// through it, and may be lent to a process that loads that.
+// A page is faulted in before a client sees it, in time moved into a huge one, and kept when its
+// save ends: the next save of about the same size gets it warm. Free images give way, least
+// recently used first, when the budget is needed for another size. Until then an image keeps the
+// bytes of the checkpoint that was saved through it, and may be lent to a process that loads that.
 class Pool {
  public:
   struct Options {
@@ -168,6 +168,7 @@ class Pool {
   absl::Status FullError(uint64_t size) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveUpRoom(uint64_t capacity) ABSL_LOCKS_EXCLUDED(mu_);
   void WarmLoop() ABSL_LOCKS_EXCLUDED(mu_);
+  void GatherPages(const Image& image) ABSL_LOCKS_EXCLUDED(mu_);
 
   FileSystem* const fs_;
   const Options options_;

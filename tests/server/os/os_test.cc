@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -226,6 +227,24 @@ TEST(PosixFileSystemTest, KeepsWhatIsMappedOverARemap) {
   ASSERT_EQ(fs->Truncate(file.get(), 4096), 0);
   EXPECT_EQ(fs->Populate(data, 1 << 20), -EFAULT);
   EXPECT_EQ(fs->Unmap(data, 1 << 20), 0);
+}
+
+TEST(PosixFileSystemTest, GatheredPagesAreTheSame) {
+  const TempDir dir(TempDir::Place::kMemory);
+  const auto fs = NewPosixFileSystem();
+  const FileDescriptor file(fs.get(), fs->Open(dir / "f", O_RDWR | O_CREAT, 0600));
+  constexpr size_t kSize = 3 * kHugePage + 4096;
+  ASSERT_EQ(fs->Truncate(file.get(), kSize), 0);
+  uint8_t* data = nullptr;
+  ASSERT_EQ(fs->Map(file.get(), kSize, &data), 0);
+  for (size_t i = 0; i < kSize; ++i) data[i] = static_cast<uint8_t>(i / 4096 * 7 + i);
+  const std::string before(reinterpret_cast<const char*>(data), kSize);
+  const int error = fs->Gather(file.get(), kHugePage, 2 * kHugePage);
+  EXPECT_TRUE(std::string(reinterpret_cast<const char*>(data), kSize) == before);
+  data[kHugePage + 1] ^= 1;
+  EXPECT_EQ(static_cast<uint8_t>(ReadFile(dir / "f")[kHugePage + 1]), data[kHugePage + 1]);
+  EXPECT_EQ(fs->Unmap(data, kSize), 0);
+  if (error != 0) GTEST_SKIP() << "this kernel does not gather: " << std::strerror(-error);
 }
 
 // ---- Load ------------------------------------------------------------------------------------

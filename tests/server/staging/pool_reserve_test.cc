@@ -159,6 +159,42 @@ TEST_F(PoolReserveTest, ASaveWaitsForTheImageThatIsOnItsWay) {
   pool_->Release(std::move(image));
 }
 
+TEST_F(PoolReserveTest, WhatIsWarmedIsGathered) {
+  MakePool(64 * kMiB);
+  EXPECT_EQ(Reserve("a", 40 * kMiB + 5, 1), 1);
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 3);  // in steps of 16 MiB
+  pool_->Release(Acquire(2 * kMiB));
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 3) << "a save waits for it";
+}
+
+TEST_F(PoolReserveTest, PagesThatCannotBeGatheredAreAsGood) {
+  MakePool(64 * kMiB);
+  fs_.FailAll(FsOp::kGather, ENOMEM);
+  EXPECT_EQ(Reserve("a", 40 * kMiB, 1), 1);
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 3) << "the next ones may be had";
+  fs_.FailAll(FsOp::kGather, EINVAL);
+  EXPECT_EQ(Reserve("b", 20 * kMiB, 1), 1);
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 4) << "the kernel does not do it";
+}
+
+TEST_F(PoolReserveTest, WhoWaitsForMemoryDoesNotWaitForItsPagesToBeGathered) {
+  MakePool(64 * kMiB);
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op == FsOp::kGather) gate_.Pass();
+    return std::nullopt;
+  });
+  EXPECT_OK(pool_->Reserve("a", 40 * kMiB, 1, /*wait=*/false, Soon(), never_));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  std::unique_ptr<Image> image;
+  std::thread waiter([&] { image = Acquire(40 * kMiB); });
+  ASSERT_TRUE(Eventually([&] { return pool_->GetUsage().waiting_count == 1; }));
+  gate_.Open();
+  waiter.join();
+  ASSERT_NE(image, nullptr);
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 1);
+  pool_->Release(std::move(image));
+}
+
 TEST_F(PoolReserveTest, AWaitEndsWithItsDeadlineOrItsClient) {
   MakePool(64 * kMiB);
   fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {

@@ -9,11 +9,11 @@
 namespace ckptd {
 namespace {
 
-constexpr std::array<const char*, 30> kNames = {
+constexpr std::array<const char*, 31> kNames = {
     "Open",     "OpenBeneath", "Close",  "Write",    "Read",     "Truncate", "Allocate", "Stat",
     "DataSync", "Sync",        "Flags?", "SetFlags", "Link",     "Symlink",  "ReadLink", "Rename",
     "Unlink",   "Rmdir",       "Mkdir",  "Lstat",    "Access",   "RealPath", "List",     "StatVfs",
-    "Type",     "Map",         "Unmap",  "Remap",    "Populate", "Register"};
+    "Type",     "Map",         "Unmap",  "Remap",    "Populate", "Gather",   "Register"};
 
 // Values of a fault's countdown.
 constexpr int kNeverAgain = 0;
@@ -253,6 +253,11 @@ int FaultyFileSystem::Remap(uint8_t* data, size_t old_length, size_t new_length,
 int FaultyFileSystem::Populate(uint8_t* data, size_t length) {
   return static_cast<int>(Do(OnFile(FsOp::kPopulate, -1, length),
                              [&](auto&) { return base_->Populate(data, length); }));
+}
+
+int FaultyFileSystem::Gather(int fd, off_t offset, size_t length) {
+  return static_cast<int>(Do(OnFile(FsOp::kGather, fd, length),
+                             [&](auto&) { return base_->Gather(fd, offset, length); }));
 }
 
 class FaultyFileSystem::Registered : public RegisteredMemory {

@@ -87,6 +87,7 @@ class MemoryFileSystem : public FileSystem {
   int Unmap(uint8_t* data, size_t length) override;
   int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) override;
   int Populate(uint8_t* data, size_t length) override;
+  int Gather(int fd, off_t offset, size_t length) override;
   int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) override;
 
  private:
