@@ -33,6 +33,29 @@ auto Retry(Call call) -> decltype(call()) {
   }
 }
 
+// Shared and writable, so that huge pages lie in it as they do in the file, and are mapped by one
+// fault. `offset`: a multiple of kHugePage. MAP_FAILED, and errno.
+void* MapAligned(int fd, off_t offset, size_t length) {
+  constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const size_t room = length + kHugePage;
+  void* const reserved = mmap(nullptr, room, PROT_NONE, kReserve, -1, 0);
+  if (reserved == MAP_FAILED) return MAP_FAILED;
+  const size_t before = kHugePage - reinterpret_cast<uintptr_t>(reserved) % kHugePage;
+  auto* const start = static_cast<uint8_t*>(reserved) + before;
+  void* const data =
+      mmap(start, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset);
+  const int error = errno;
+  if (data == MAP_FAILED) {
+    munmap(reserved, room);
+  } else {
+    const size_t pages = (length + 4095) / 4096 * 4096;
+    munmap(reserved, before);
+    if (before + pages < room) munmap(start + pages, room - before - pages);
+  }
+  errno = error;
+  return data;
+}
+
 class PosixFileSystem : public FileSystem {
  public:
   // Not retried: Linux closes the descriptor even when it says EINTR.
@@ -146,7 +169,7 @@ class PosixFileSystem : public FileSystem {
   }
 
   int Map(int fd, size_t length, uint8_t** out) override {
-    void* data = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void* data = MapAligned(fd, 0, length);
     if (data == MAP_FAILED) return -errno;
     // For a tmpfs that was mounted with huge=advise: a fault in place of 512.
     madvise(data, length, MADV_HUGEPAGE);
@@ -175,21 +198,12 @@ class PosixFileSystem : public FileSystem {
 #define MADV_COLLAPSE 25  // Linux 6.1
 #endif
 
-// Through a mapping of its own: huge pages must lie in it as they do in the file.
+// Through a mapping of its own, as that of the caller may have been moved.
 int PosixFileSystem::Gather(int fd, off_t offset, size_t length) {
-  const size_t room = length + kHugePage;
-  constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-  void* const reserved = mmap(nullptr, room, PROT_NONE, kReserve, -1, 0);
-  if (reserved == MAP_FAILED) return -errno;
-  const size_t skip = kHugePage - reinterpret_cast<uintptr_t>(reserved) % kHugePage;
-  void* const start = static_cast<uint8_t*>(reserved) + skip;
-  int result = 0;
-  if (mmap(start, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset) ==
-          MAP_FAILED ||
-      madvise(start, length, MADV_COLLAPSE) != 0) {
-    result = -errno;
-  }
-  munmap(reserved, room);
+  void* const data = MapAligned(fd, offset, length);
+  if (data == MAP_FAILED) return -errno;
+  const int result = madvise(data, length, MADV_COLLAPSE) == 0 ? 0 : -errno;
+  munmap(data, length);
   return result;
 }
 

@@ -155,7 +155,7 @@ TEST_F(PoolReserveTest, ASaveWaitsForTheImageThatIsOnItsWay) {
   gate_.Open();
   waiter.join();
   ASSERT_NE(image, nullptr);
-  EXPECT_EQ(fs_.Count(FsOp::kPopulate), 1);
+  EXPECT_EQ(fs_.Count(FsOp::kMap), 1);
   pool_->Release(std::move(image));
 }
 
