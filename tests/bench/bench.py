@@ -32,7 +32,7 @@ def parse(arguments):
     add("--rows", default="", metavar="P1,P4", help="only these goals, and `field` for the peers")
     add("--size", type=int, help=f"bytes of the state; {SIZE}, or {QUICK_SIZE} with --quick")
     add("--rounds", type=int, help=f"samples of each; {ROUNDS}, or {QUICK_ROUNDS} with --quick")
-    add("--minutes", type=float, default=7.5, help="takes fewer samples where that is not enough")
+    add("--minutes", type=float, default=6.8, help="takes fewer samples where that is not enough")
     add("--dir", type=pathlib.Path, default=ROOT / "build", help="on which disk")
     add("--build", type=pathlib.Path, default=ROOT / "build", help="where the binaries are")
     add("--out", type=pathlib.Path, help="a folder for the results; docs/bench, or with --quick or "
