@@ -386,17 +386,19 @@ void Pool::GatherPages(const Image& image) {
   const uint64_t end = image.capacity() / kHugePage * kHugePage;
   // Where memory is in small parts the kernel moves others' pages first, for a long time.
   const absl::Time enough = absl::Now() + absl::Seconds(4e-9 * static_cast<double>(end));
-  int error = 0;
-  for (uint64_t at = 0; at < end && error != -EINVAL && absl::Now() < enough; at += kStep) {
+  bool moved = false;
+  for (uint64_t at = 0; at < end && absl::Now() < enough; at += kStep) {
     {
       // Whoever waits for memory is better off with small pages than without.
       absl::MutexLock lock(&mu_);
       if (stopping_ || !waiting_.empty()) break;
     }
-    error = fs_->Gather(image.fd(), static_cast<off_t>(at), std::min(kStep, end - at));
+    const int error = fs_->Gather(image.fd(), static_cast<off_t>(at), std::min(kStep, end - at));
+    if (error == -EINVAL) break;
+    moved = true;  // some of them even where it has failed
   }
   // Else the first store to each would be a change of the file, for which it is registered anew.
-  fs_->Populate(image.data(), image.capacity());
+  if (moved) fs_->Populate(image.data(), image.capacity());
 }
 
 uint64_t Pool::Trim() {

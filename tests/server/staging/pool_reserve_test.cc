@@ -26,6 +26,13 @@ class PoolReserveTest : public PoolTest {
     told_ = result->images;
     return result->count;
   }
+  // Has each call of `op` wait for gate_.
+  void StopAt(FsOp op) {
+    fs_.SetBefore([this, op](FsCall& call) -> std::optional<int64_t> {
+      if (call.op == op) gate_.Pass();
+      return std::nullopt;
+    });
+  }
   // The ids of the images that the last call of Reserve has told of.
   std::vector<uint64_t> Told() const {
     std::vector<uint64_t> ids;
@@ -142,10 +149,7 @@ TEST_F(PoolReserveTest, SpareImagesOfAWishedSizeMayGo) {
 
 TEST_F(PoolReserveTest, ASaveWaitsForTheImageThatIsOnItsWay) {
   MakePool(64 * kMiB);
-  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
-    if (call.op == FsOp::kPopulate) gate_.Pass();
-    return std::nullopt;
-  });
+  StopAt(FsOp::kPopulate);
   EXPECT_OK(pool_->Reserve("a", 8 * kMiB, 1, /*wait=*/false, Soon(), never_));
   ASSERT_TRUE(gate_.WaitForArrivals(1));
   std::unique_ptr<Image> image;
@@ -179,10 +183,7 @@ TEST_F(PoolReserveTest, PagesThatCannotBeGatheredAreAsGood) {
 
 TEST_F(PoolReserveTest, WhoWaitsForMemoryDoesNotWaitForItsPagesToBeGathered) {
   MakePool(64 * kMiB);
-  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
-    if (call.op == FsOp::kGather) gate_.Pass();
-    return std::nullopt;
-  });
+  StopAt(FsOp::kGather);
   EXPECT_OK(pool_->Reserve("a", 40 * kMiB, 1, /*wait=*/false, Soon(), never_));
   ASSERT_TRUE(gate_.WaitForArrivals(1));
   std::unique_ptr<Image> image;
@@ -197,10 +198,7 @@ TEST_F(PoolReserveTest, WhoWaitsForMemoryDoesNotWaitForItsPagesToBeGathered) {
 
 TEST_F(PoolReserveTest, AWaitEndsWithItsDeadlineOrItsClient) {
   MakePool(64 * kMiB);
-  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
-    if (call.op == FsOp::kPopulate) gate_.Pass();
-    return std::nullopt;
-  });
+  StopAt(FsOp::kPopulate);
   EXPECT_OK(pool_->Reserve("a", 8 * kMiB, 1, /*wait=*/true, absl::Now(), never_));
   CancelToken cancel{false};
   std::thread waiter(
