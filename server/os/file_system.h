@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "client/cpp/core/huge_page.h"
 #include "server/os/registered_memory.h"
 
 namespace ckptd {
@@ -97,8 +98,6 @@ class FileSystem {
   // See NewRegisteredMemory.
   virtual int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) = 0;
 };
-
-inline constexpr size_t kHugePage = size_t{2} << 20;
 
 // The kernel's own.
 std::unique_ptr<FileSystem> NewPosixFileSystem();

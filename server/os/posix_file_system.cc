@@ -33,29 +33,6 @@ auto Retry(Call call) -> decltype(call()) {
   }
 }
 
-// Shared and writable, so that huge pages lie in it as they do in the file, and are mapped by one
-// fault. `offset`: a multiple of kHugePage. MAP_FAILED, and errno.
-void* MapAligned(int fd, off_t offset, size_t length) {
-  constexpr int kReserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-  const size_t room = length + kHugePage;
-  void* const reserved = mmap(nullptr, room, PROT_NONE, kReserve, -1, 0);
-  if (reserved == MAP_FAILED) return MAP_FAILED;
-  const size_t before = kHugePage - reinterpret_cast<uintptr_t>(reserved) % kHugePage;
-  auto* const start = static_cast<uint8_t*>(reserved) + before;
-  void* const data =
-      mmap(start, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, offset);
-  const int error = errno;
-  if (data == MAP_FAILED) {
-    munmap(reserved, room);
-  } else {
-    const size_t pages = (length + 4095) / 4096 * 4096;
-    munmap(reserved, before);
-    if (before + pages < room) munmap(start + pages, room - before - pages);
-  }
-  errno = error;
-  return data;
-}
-
 class PosixFileSystem : public FileSystem {
  public:
   // Not retried: Linux closes the descriptor even when it says EINTR.

@@ -21,6 +21,8 @@ BACK_TO_BACK = 5
 BACK_TO_BACK_PART = 4
 # The part of the field's time in which steady rounds may begin.
 STEADY = 0.8
+# A sample of the slowest takes ten; saves back to back have been seen to hang for good.
+CALL_SECONDS = 60
 
 
 class Entrant:
@@ -154,7 +156,8 @@ class Field:
         self._first = functools.partial(self._sample_first, address)
 
     def _child(self, make):
-        return Child(functools.partial(Entrant, self.settings, make), self.settings.log)
+        entrant = functools.partial(Entrant, self.settings, make)
+        return Child(entrant, self.settings.log, timeout=CALL_SECONDS)
 
     def _sample(self, name):
         if name == subjects.OURS_FIRST:

@@ -14,6 +14,7 @@
 
 #include "client/cpp/core/checkpoint_file.h"
 #include "client/cpp/core/copy.h"
+#include "client/cpp/core/huge_page.h"
 #include "client/cpp/core/image_map.h"
 #include "client/cpp/core/process.h"
 #include "client/cpp/core/save_ledger.h"
@@ -93,11 +94,23 @@ TEST_F(ImageMapTest, KeepsTheMappingWhenTheLengthChanges) {
   image = Make("a", 5000, 1);
   ASSERT_OK_AND_ASSIGN(auto smaller, map_.Get(image));
   EXPECT_EQ(first.get(), smaller.get());
+  const uint8_t* const before = first->data();
   image = Make("a", 50000, 1);
   ASSERT_OK_AND_ASSIGN(auto larger, map_.Get(image));
   EXPECT_EQ(first.get(), larger.get());
+  EXPECT_EQ(larger->data(), before) << "it has room to grow";
   larger->data()[49999] = 'y';
   EXPECT_EQ(ReadFile(image.path).back(), 'y');
+}
+
+TEST_F(ImageMapTest, LiesAsHugePagesDoHoweverMuchItGrows) {
+  for (const size_t size : {10000u, 7u << 20, 30u << 20}) {
+    const ImageRef image = Make("a", size, 1);
+    ASSERT_OK_AND_ASSIGN(auto mapping, map_.Get(image));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(mapping->data()) % kHugePage, 0u) << size;
+    mapping->data()[size - 1] = 'z';
+    EXPECT_EQ(ReadFile(image.path).back(), 'z');
+  }
 }
 
 TEST_F(ImageMapTest, RefusesAnotherFile) {

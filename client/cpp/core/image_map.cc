@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/core/huge_page.h"
 #include "proto/status/status_macros.h"
 
 namespace ckptd {
@@ -17,6 +18,9 @@ namespace {
 // Enough for the saves that a trainer has in flight to several paths; more would pin memory that
 // the daemon has let go of.
 constexpr size_t kMaxMappings = 8;
+
+// Address space, no memory.
+constexpr size_t kMinRoom = size_t{4} << 20;
 
 // MADV_POPULATE_READ, Linux 5.14; missing in older headers. The pages exist: to read maps sixteen
 // of them with one fault, to write maps one.
@@ -40,19 +44,24 @@ absl::StatusOr<UniqueFd> Open(const ImageRef& image) {
 
 }  // namespace
 
-ImageMapping::~ImageMapping() {
+ImageMapping::~ImageMapping() { Unmap(); }
+
+void ImageMapping::Unmap() {
   if (data_ != nullptr) munmap(data_, mapped_bytes_);
+  data_ = nullptr;
+  mapped_bytes_ = populated_bytes_ = 0;
 }
 
 absl::Status ImageMapping::Fit(const ImageRef& image) {
   const size_t size = image.size_bytes;
   if (size > mapped_bytes_) {
-    void* data = data_ == nullptr
-                     ? mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0)
-                     : mremap(data_, mapped_bytes_, size, MREMAP_MAYMOVE);
+    // Not mremap: what it moves lies across huge pages.
+    Unmap();
+    const size_t length = size + std::max(size / 8, kMinRoom);
+    void* data = MapAligned(fd_.get(), 0, length);
     if (data == MAP_FAILED) return Error(image, "map");
     data_ = static_cast<uint8_t*>(data);
-    mapped_bytes_ = size;
+    mapped_bytes_ = length;
     // A forked child must not hold the daemon's memory, nor write into it.
     if (madvise(data_, mapped_bytes_, MADV_DONTFORK) != 0) return Error(image, "keep from forks");
   }

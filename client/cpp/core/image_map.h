@@ -34,7 +34,8 @@ class ImageMapping {
   ImageMapping& operator=(const ImageMapping&) = delete;
 
   // Makes [0, size_bytes) usable and faults in what was not mapped before. An image comes back
-  // with another length; bytes beyond its present one must not be touched.
+  // with another length, for which there is some room; bytes beyond its present one must not be
+  // touched.
   absl::Status Fit(const ImageRef& image);
 
   uint8_t* data() const { return data_; }
@@ -43,6 +44,8 @@ class ImageMapping {
   bool IsOrphan() const;
 
  private:
+  void Unmap();
+
   const uint64_t id_;
   const uint64_t inode_;
   const UniqueFd fd_;

@@ -2,8 +2,9 @@
 
 An image is a file in the daemon's tmpfs pool. Its pages exist before we see it, but a new mapping
 has no page-table entries yet: they are filled ahead (reserve.py), or by each thread for what it
-copies to, once, and the mapping is kept for the next saves. Mappings are not inherited over fork,
-so that a child can never write into an image of its parent.
+copies to, once, and the mapping is kept for the next saves. Where the daemon has gathered the pages
+into huge ones, one entry is for 512 of them, as mappings lie in memory as their files do. Mappings
+are not inherited over fork, so that a child can never write into an image of its parent.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from . import pinned
 from .v1 import checkpoint_pb2 as pb
 
 PROT_READ_WRITE = 0x1 | 0x2
-MAP_SHARED = 0x1
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x1, 0x2, 0x10, 0x20, 0x4000
+_HUGE_PAGE = 2 << 20
 _MADV_DONTFORK, _MADV_DOFORK = 10, 11
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels fault the pages in during the copy
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -47,6 +49,29 @@ def populate(address: int, size: int) -> bool:
     return bool(libc.madvise(address, size, _MADV_POPULATE_READ) == 0)
 
 
+def _map_aligned(fd: int, length: int) -> int:
+    """Maps a file shared and writable, from the start of a huge page on; returns the address.
+
+    length: of whole pages. Raises OSError.
+    """
+    room = length + _HUGE_PAGE
+    reserve = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+    reserved = libc.mmap(None, room, 0, reserve, -1, 0)
+    if reserved != _MAP_FAILED:
+        before = -reserved % _HUGE_PAGE
+        address: int = reserved + before
+        flags = _MAP_SHARED | _MAP_FIXED
+        if libc.mmap(address, length, PROT_READ_WRITE, flags, fd, 0) == address:
+            if before > 0:
+                libc.munmap(reserved, before)
+            libc.munmap(address + length, room - before - length)
+            return address
+    error = ctypes.get_errno()
+    if reserved != _MAP_FAILED:
+        libc.munmap(reserved, room)
+    raise OSError(error, os.strerror(error))
+
+
 class Mapping:
     """One image, mapped shared and writable. Not for use in another process.
 
@@ -60,21 +85,22 @@ class Mapping:
             self._fd = os.open(image.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise NotSharedError(f"{image.path}: {error.strerror}") from error
-        self._length = image.size_bytes + max(image.size_bytes // 8, _MIN_ROOM_BYTES)
+        length = image.size_bytes + max(image.size_bytes // 8, _MIN_ROOM_BYTES)
+        self._length = length - length % mmap.PAGESIZE
         self.users = 0
         self.pin = pinned.Pin()
         #: So many bytes from the start on have their page tables filled.
         self.populated_bytes = 0
         try:
             self.check(image)
-            address = libc.mmap(None, self._length, PROT_READ_WRITE, MAP_SHARED, self._fd, 0)
-            if address == _MAP_FAILED:
-                raise NotSharedError(f"{image.path}: {os.strerror(ctypes.get_errno())}")
+            self.address = _map_aligned(self._fd, self._length)
+        except OSError as error:
+            self.forget()
+            raise NotSharedError(f"{image.path}: {error.strerror}") from error
         except NotSharedError:
             self.forget()
             raise
-        self.address: int = address
-        libc.madvise(address, self._length, _MADV_DONTFORK)
+        libc.madvise(self.address, self._length, _MADV_DONTFORK)
 
     def check(self, image: pb.Image) -> None:
         """Raises NotSharedError unless this is of `image`, with the length that it should have."""
