@@ -10,6 +10,7 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "proto/status/error_info.h"
 #include "server/api/error_interceptor.h"
+#include "server/api/polling.h"
 
 namespace ckptd {
 namespace {
@@ -46,6 +47,7 @@ Acceptor::Handler HandOver(grpc::experimental::ExternalConnectionAcceptor* accep
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(std::unique_ptr<Acceptor> acceptor,
                                                               CheckpointServiceImpl* service) {
+  PollWithoutNaps();
   grpc::EnableDefaultHealthCheckService(true);
   std::unique_ptr<GrpcServer> result(new GrpcServer());
   result->service_ = service;

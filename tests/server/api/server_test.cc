@@ -1,13 +1,20 @@
 // What the server does besides CheckpointService: health, reflection, limits, garbage, its end.
 
+#include <dlfcn.h>
 #include <gmock/gmock.h>
+#include <grpc/support/time.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "google/protobuf/descriptor.pb.h"
 #include "grpc/reflection/v1alpha/reflection.grpc.pb.h"
@@ -41,6 +48,41 @@ TEST_F(ServerTest, SaysHowItIs) {
   EXPECT_EQ(check(""), not_serving);
   EXPECT_EQ(check(of_service), not_serving);
   EXPECT_TRUE(Answers()) << "it still finishes what was begun";
+}
+
+// ---- Polling ---------------------------------------------------------------------------------
+
+// The names of this process's threads.
+std::vector<std::string> ThreadNames() {
+  std::vector<std::string> names;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "comm");
+    std::getline(file, names.emplace_back());
+  }
+  return names;
+}
+
+TEST_F(ServerTest, ThreadsThatPollDoNotNap) {
+  void* const called = dlsym(RTLD_DEFAULT, "gpr_sleep_until");
+  Dl_info library = {};
+  ASSERT_NE(dladdr(reinterpret_cast<void*>(&grpc::Version), &library), 0);
+  if (absl::string_view(library.dli_fname).find(".so") == absl::string_view::npos) {
+    GTEST_SKIP() << "gRPC is linked statically";
+  }
+  ASSERT_NE(dladdr(called, &library), 0);
+  EXPECT_EQ(absl::string_view(library.dli_fname).find(".so"), absl::string_view::npos)
+      << "gRPC calls that of " << library.dli_fname;
+  EXPECT_THAT(ThreadNames(), Contains("nexting_thread")) << "gRPC's threads have another name";
+
+  std::thread polls([] {
+    pthread_setname_np(pthread_self(), "nexting_thread");
+    gpr_sleep_until(gpr_inf_future(GPR_CLOCK_REALTIME));  // does not return where it sleeps
+  });
+  polls.join();
+  const gpr_timespec soon =
+      gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(2, GPR_TIMESPAN));
+  gpr_sleep_until(soon);
+  EXPECT_GE(gpr_time_cmp(gpr_now(GPR_CLOCK_MONOTONIC), soon), 0) << "all others do";
 }
 
 // ---- Reflection ------------------------------------------------------------------------------
