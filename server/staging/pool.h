@@ -138,6 +138,13 @@ class Pool {
     int count;
   };
 
+  // Whether an image of one capacity serves a save of the other: what must be faulted in, or given
+  // back, is then little beside the whole.
+  static bool Near(uint64_t a, uint64_t b);
+  // How well an image suits an owner: one that it may have mapped before one that nobody has, and
+  // that before another's.
+  static int Strangeness(const Image& image, const std::string& owner);
+
   absl::StatusOr<std::unique_ptr<Image>> WaitForRoom(const std::string& owner, uint64_t capacity,
                                                      absl::Time deadline, const CancelToken& cancel,
                                                      std::vector<std::unique_ptr<Image>>* doomed)
