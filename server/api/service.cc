@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "grpcpp/impl/codegen/proto_utils.h"
 #include "proto/status/error_info.h"
 #include "proto/status/utf8.h"
 #include "server/api/host_stream.h"
@@ -57,6 +58,26 @@ grpc::ServerReadReactor<grpc::ByteBuffer>* CheckpointServiceImpl::WriteSave(
 grpc::ServerBidiReactor<v1::HostReport, v1::HostTask>* CheckpointServiceImpl::AttachHost(
     grpc::CallbackServerContext* context) {
   return NewHostStream(&streams_, hosts_);
+}
+
+grpc::ServerUnaryReactor* CheckpointServiceImpl::ListSaves(grpc::CallbackServerContext* context,
+                                                           const grpc::ByteBuffer* request,
+                                                           grpc::ByteBuffer* response) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  grpc::ByteBuffer bytes = *request;  // shares them
+  v1::ListSavesRequest parsed;
+  grpc::Status status =
+      grpc::SerializationTraits<v1::ListSavesRequest>::Deserialize(&bytes, &parsed);
+  if (status.ok()) {
+    const absl::StatusOr<std::string> page = queue_->ListSaves(parsed);
+    status = ToGrpc(page.status());
+    if (page.ok()) {
+      const grpc::Slice slice(*page);
+      *response = grpc::ByteBuffer(&slice, 1);
+    }
+  }
+  reactor->Finish(status);
+  return reactor;
 }
 
 grpc::Status CheckpointServiceImpl::RegisterHost(grpc::ServerContext* context,
@@ -136,12 +157,6 @@ grpc::Status CheckpointServiceImpl::Flush(grpc::ServerContext* context,
 grpc::Status CheckpointServiceImpl::GetSave(grpc::ServerContext* context,
                                             const v1::GetSaveRequest* request, v1::Save* response) {
   return Answer(queue_->GetSave(request->name()), response);
-}
-
-grpc::Status CheckpointServiceImpl::ListSaves(grpc::ServerContext* context,
-                                              const v1::ListSavesRequest* request,
-                                              v1::ListSavesResponse* response) {
-  return Answer(queue_->ListSaves(*request), response);
 }
 
 grpc::Status CheckpointServiceImpl::CancelSave(grpc::ServerContext* context,

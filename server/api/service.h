@@ -14,13 +14,15 @@
 namespace ckptd {
 
 // ckptd.v1.CheckpointService: turns calls into calls of the queue. Calls that may wait block a
-// thread of gRPC's; the streams of OpenSession, WatchSaves, AttachHost and WriteSave do not.
+// thread of gRPC's; ListSaves and the streams of OpenSession, WatchSaves, AttachHost and WriteSave
+// do not.
 class CheckpointServiceImpl final
     : public v1::CheckpointService::WithCallbackMethod_OpenSession<
           v1::CheckpointService::WithCallbackMethod_WatchSaves<
               v1::CheckpointService::WithCallbackMethod_AttachHost<
                   v1::CheckpointService::WithRawCallbackMethod_WriteSave<
-                      v1::CheckpointService::Service>>>> {
+                      v1::CheckpointService::WithRawCallbackMethod_ListSaves<
+                          v1::CheckpointService::Service>>>>> {
  public:
   struct Identity {
     std::string version;
@@ -47,6 +49,9 @@ class CheckpointServiceImpl final
 
   grpc::ServerBidiReactor<v1::HostReport, v1::HostTask>* AttachHost(
       grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* ListSaves(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer* request,
+                                      grpc::ByteBuffer* response) override;
 
   grpc::Status RegisterHost(grpc::ServerContext* context, const v1::RegisterHostRequest* request,
                             v1::RegisterHostResponse* response) override;
@@ -71,8 +76,6 @@ class CheckpointServiceImpl final
                      v1::FlushResponse* response) override;
   grpc::Status GetSave(grpc::ServerContext* context, const v1::GetSaveRequest* request,
                        v1::Save* response) override;
-  grpc::Status ListSaves(grpc::ServerContext* context, const v1::ListSavesRequest* request,
-                         v1::ListSavesResponse* response) override;
   grpc::Status CancelSave(grpc::ServerContext* context, const v1::CancelSaveRequest* request,
                           v1::Save* response) override;
   grpc::Status ExportSave(grpc::ServerContext* context, const v1::ExportSaveRequest* request,

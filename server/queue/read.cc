@@ -4,6 +4,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/io/zero_copy_stream_impl_lite.h"
+#include "google/protobuf/wire_format_lite.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/queue/requests.h"
@@ -15,6 +18,10 @@ namespace {
 constexpr int kDefaultPageSize = 50;
 constexpr int kMaxPageSize = 1000;
 
+using google::protobuf::internal::WireFormatLite;
+constexpr uint32_t kSavesTag = WireFormatLite::MakeTag(v1::ListSavesResponse::kSavesFieldNumber,
+                                                       WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+
 }  // namespace
 
 absl::StatusOr<v1::Save> SaveQueue::GetSave(const std::string& name) const {
@@ -23,8 +30,7 @@ absl::StatusOr<v1::Save> SaveQueue::GetSave(const std::string& name) const {
   return record->save;
 }
 
-absl::StatusOr<v1::ListSavesResponse> SaveQueue::ListSaves(
-    const v1::ListSavesRequest& request) const {
+absl::StatusOr<std::string> SaveQueue::ListSaves(const v1::ListSavesRequest& request) const {
   CKPTD_ASSIGN_OR_RETURN(const std::string job, JobOfParent(request.parent(), true));
   if (request.page_size() < 0) {
     return MakeError(absl::StatusCode::kInvalidArgument, "INVALID_REQUEST",
@@ -48,19 +54,29 @@ absl::StatusOr<v1::ListSavesResponse> SaveQueue::ListSaves(
            (any_state ||
             std::find(states.begin(), states.end(), record.save.state()) != states.end());
   };
-  v1::ListSavesResponse response;
-  absl::MutexLock lock(&mu_);
-  // Newest first: the map's order is descending, so this is the first number below `before`.
-  for (auto it = by_number_.upper_bound(before); it != by_number_.end(); ++it) {
-    if (!wanted(*it->second)) continue;
-    if (response.saves_size() == page_size) {
-      response.set_next_page_token(absl::StrCat(before));
-      break;
+  std::string page;
+  v1::ListSavesResponse rest;  // all but the saves
+  {
+    google::protobuf::io::StringOutputStream stream(&page);
+    google::protobuf::io::CodedOutputStream out(&stream);
+    int count = 0;
+    absl::MutexLock lock(&mu_);
+    // Newest first: the map's order is descending, so this is the first number below `before`.
+    for (auto it = by_number_.upper_bound(before); it != by_number_.end(); ++it) {
+      const v1::Save& save = it->second->save;
+      if (!wanted(*it->second)) continue;
+      if (count++ == page_size) {
+        rest.set_next_page_token(absl::StrCat(before));
+        break;
+      }
+      out.WriteTag(kSavesTag);
+      out.WriteVarint32(static_cast<uint32_t>(save.ByteSizeLong()));
+      save.SerializeWithCachedSizes(&out);
+      before = it->first;
     }
-    *response.add_saves() = it->second->save;
-    before = it->first;
   }
-  return response;
+  rest.AppendToString(&page);
+  return page;
 }
 
 v1::QueueStatus SaveQueue::GetStatus() const {

@@ -146,7 +146,9 @@ class SaveQueue {
 
   // ---- Reading
   absl::StatusOr<v1::Save> GetSave(const std::string& name) const;
-  absl::StatusOr<v1::ListSavesResponse> ListSaves(const v1::ListSavesRequest& request) const;
+  // A serialized ListSavesResponse: to copy the saves of a page would hold up everybody for longer
+  // than to serialize them.
+  absl::StatusOr<std::string> ListSaves(const v1::ListSavesRequest& request) const;
   v1::QueueStatus GetStatus() const;
   int SessionCount() const;
   // How long there has been neither client nor work; 0 while there is.

@@ -227,7 +227,7 @@ TEST_F(CancelTest, AllAtOnce) {
   EXPECT_OK(Flush());
   v1::ListSavesRequest list;
   list.set_page_size(1000);
-  ASSERT_OK_AND_ASSIGN(const auto saves, queue_->ListSaves(list));
+  ASSERT_OK_AND_ASSIGN(const auto saves, ListSaves(list));
   EXPECT_EQ(saves.saves_size(), kThreads * kSaves);
   for (const v1::Save& save : saves.saves()) {
     EXPECT_TRUE(save.has_end_time()) << save.ShortDebugString();

@@ -86,7 +86,7 @@ std::set<std::string> ModelRun::SavesAtWork() const {
 std::string ModelRun::SavesDifference() const {
   v1::ListSavesRequest request;
   request.set_page_size(static_cast<int>(kMaxSaves));
-  const auto listed = queue_->ListSaves(request);
+  const auto listed = ListSaves(request);
   if (!listed.ok()) return listed.status().ToString();
   std::map<std::string, std::string> found;
   for (const v1::Save& save : listed->saves()) {

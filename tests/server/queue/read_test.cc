@@ -22,7 +22,7 @@ class ReadTest : public QueueTest {
   std::vector<std::string> List(v1::ListSavesRequest request, int* pages = nullptr) {
     std::vector<std::string> ids;
     for (int page = 1;; ++page) {
-      auto response = queue_->ListSaves(request);
+      auto response = ListSaves(request);
       EXPECT_OK(response);
       if (!response.ok()) return ids;
       for (const v1::Save& save : response->saves()) {
@@ -61,7 +61,7 @@ TEST_F(ReadTest, PagesStayRightWhileSavesComeAndGo) {
   }
   v1::ListSavesRequest request;
   request.set_page_size(2);
-  ASSERT_OK_AND_ASSIGN(const auto first, queue_->ListSaves(request));
+  ASSERT_OK_AND_ASSIGN(const auto first, ListSaves(request));
   ASSERT_NO_FATAL_FAILURE(SaveAndWait("newer", "f"));
   request.set_page_token(first.next_page_token());
   EXPECT_THAT(List(request), ElementsAre("s1", "s0"));
@@ -107,18 +107,17 @@ TEST_F(ReadTest, Filters) {
 TEST_F(ReadTest, RefusesBadRequests) {
   v1::ListSavesRequest request;
   request.set_page_size(-1);
-  EXPECT_THAT(queue_->ListSaves(request), IsError(StatusCode::kInvalidArgument, "INVALID_REQUEST"));
+  EXPECT_THAT(ListSaves(request), IsError(StatusCode::kInvalidArgument, "INVALID_REQUEST"));
   request.set_page_size(0);
   for (const char* token : {"x", "-1", "1x", "99999999999999999999999", " "}) {
     request.set_page_token(token);
-    EXPECT_THAT(queue_->ListSaves(request),
-                IsError(StatusCode::kInvalidArgument, "INVALID_PAGE_TOKEN"))
+    EXPECT_THAT(ListSaves(request), IsError(StatusCode::kInvalidArgument, "INVALID_PAGE_TOKEN"))
         << token;
   }
   request.set_page_token("");
   for (const char* parent : {"jobs", "jobs/", "jobs/a/saves/b", "j/a", "jobs/a b"}) {
     request.set_parent(parent);
-    EXPECT_THAT(queue_->ListSaves(request), IsError(StatusCode::kInvalidArgument, "INVALID_NAME"))
+    EXPECT_THAT(ListSaves(request), IsError(StatusCode::kInvalidArgument, "INVALID_NAME"))
         << parent;
   }
 }

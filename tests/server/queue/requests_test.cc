@@ -130,7 +130,7 @@ TEST_F(QueueTest, BadRequestsAreRefusedBeforeAnythingIsMade) {
   EXPECT_TRUE(disk_.List().empty());
   EXPECT_THAT(begin([](R r) { r->set_object_bytes(int64_t{1} << 40); }),
               IsError(StatusCode::kResourceExhausted, "EXCEEDS_BUDGET"));
-  EXPECT_EQ(queue_->ListSaves(v1::ListSavesRequest())->saves_size(), 0);
+  EXPECT_EQ(ListSaves(v1::ListSavesRequest())->saves_size(), 0);
   EXPECT_EQ(pool_->GetUsage().used_bytes, 0u);
   EXPECT_OK(begin([](R) {}));
 }

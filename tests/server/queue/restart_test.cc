@@ -62,17 +62,17 @@ TEST_F(RestartTest, TheHistoryIsKept) {
   WaitForEnd("bad");
   ASSERT_NO_FATAL_FAILURE(Stage("aborted", "g", "2"));
   ASSERT_OK(queue_->AbortSave(Name("aborted")));
-  const auto before = queue_->ListSaves(v1::ListSavesRequest());
+  const auto before = ListSaves(v1::ListSavesRequest());
   ASSERT_OK(before);
   ASSERT_THAT(before->saves(), SizeIs(3));
   Restart();
-  const auto after = queue_->ListSaves(v1::ListSavesRequest());
+  const auto after = ListSaves(v1::ListSavesRequest());
   ASSERT_OK(after);
   EXPECT_EQ(after->DebugString(), before->DebugString());
   EXPECT_THAT(ErrorOf(Get("bad")), IsError(StatusCode::kFailedPrecondition, "READ_ONLY_STORAGE"));
   // New ones come after the old ones.
   ASSERT_NO_FATAL_FAILURE(Save("new", "f", "3"));
-  EXPECT_EQ(queue_->ListSaves(v1::ListSavesRequest())->saves(0).name(), Name("new"));
+  EXPECT_EQ(ListSaves(v1::ListSavesRequest())->saves(0).name(), Name("new"));
 }
 
 TEST_F(RestartTest, TheHistoryHasItsBounds) {
@@ -87,7 +87,7 @@ TEST_F(RestartTest, TheHistoryHasItsBounds) {
   EXPECT_TRUE(Eventually([&] { return journal_->Read()->saves.size() == 3; }));
   clock_.Advance(absl::Hours(2));
   Restart(options);
-  EXPECT_THAT(queue_->ListSaves(v1::ListSavesRequest())->saves(), IsEmpty());
+  EXPECT_THAT(ListSaves(v1::ListSavesRequest())->saves(), IsEmpty());
   EXPECT_THAT(journal_->Read()->saves, IsEmpty());
 }
 

@@ -138,6 +138,15 @@ v1::Save QueueTest::WaitForEnd(const std::string& id) {
   return recorder.Saves().back();
 }
 
+absl::StatusOr<v1::ListSavesResponse> QueueTest::ListSaves(
+    const v1::ListSavesRequest& request) const {
+  absl::StatusOr<std::string> page = queue_->ListSaves(request);
+  if (!page.ok()) return page.status();
+  v1::ListSavesResponse response;
+  if (!response.ParseFromString(*page)) return absl::InternalError("the page cannot be parsed");
+  return response;
+}
+
 v1::Save QueueTest::Get(const std::string& id) {
   auto save = queue_->GetSave(Name(id));
   EXPECT_OK(save);

@@ -77,6 +77,7 @@ class QueueTest : public testing::Test {
   // As it is when it has ended.
   v1::Save WaitForEnd(const std::string& id);
   v1::Save Get(const std::string& id);
+  absl::StatusOr<v1::ListSavesResponse> ListSaves(const v1::ListSavesRequest& request) const;
 
   absl::StatusOr<v1::BeginLoadResponse> Load(const std::string& file, absl::Time deadline = Soon());
   absl::Status Remove(const std::string& file, bool wait, const std::string& job = "jobs/j",
