@@ -108,12 +108,15 @@ class Limits:
         return taken
 
     def of_a_save(self, tensors):
-        """The limits of a save, now."""
-        return {
+        """The limits of a save, now. What they wrote is gone from the disk when this returns, as
+        after `settings.remove`: the save would pay for it."""
+        limits = {
             "memcpy1": self.memcpy(tensors, 1),
             "memcpy2": self.memcpy(tensors, 2),
             "direct": self.direct_write(sum(tensor.nbytes for tensor in tensors)),
         }
+        os.sync()
+        return limits
 
 
 def drop_cache(path):
