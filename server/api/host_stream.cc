@@ -41,6 +41,8 @@ class HostStream : public grpc::ServerBidiReactor<v1::HostReport, v1::HostTask>,
   void OnDone() override {
     streams_->Remove(this);
     hosts_->Detach(this);
+    mu_.Lock();  // for ThreadSanitizer, as in streams.cc
+    mu_.Unlock();
     delete this;
   }
 

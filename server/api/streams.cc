@@ -85,6 +85,9 @@ class WatchStream : public grpc::ServerWriteReactor<v1::Save> {
   void OnDone() override {
     streams_->Remove(this);
     queue_->Unsubscribe(subscription_);
+    // gRPC has ordered this after all else, but ThreadSanitizer cannot see how.
+    mu_.Lock();
+    mu_.Unlock();
     delete this;
   }
 
