@@ -84,9 +84,11 @@ absl::StatusOr<v1::BeginSaveResponse> SaveQueue::BeginSave(const v1::BeginSaveRe
   made->save.set_tensor_count(CountTensors(request));
   Stamp(made->save.mutable_create_time());
 
+  // From when it is in the table on its session may end, and take its plan away.
+  const uint64_t bytes = made->plan->file_bytes();
   CKPTD_ASSIGN_OR_RETURN(SavePtr record, AddStaging(request, made, deadline));
   if (record == made) {
-    CKPTD_RETURN_IF_ERROR(AcquireImage(record, request, canonical, session, deadline));
+    CKPTD_RETURN_IF_ERROR(AcquireImage(record, bytes, request, canonical, session, deadline));
   }
   absl::MutexLock lock(&mu_);
   return MakeResponse(*record);
@@ -170,8 +172,8 @@ absl::StatusOr<Target> SaveQueue::PrepareWithin(const std::string& path, mode_t 
   return target;
 }
 
-absl::Status SaveQueue::MeetFullPool(const SavePtr& record, v1::BeginSaveRequest::OnFull on_full) {
-  const uint64_t bytes = record->plan->file_bytes();
+absl::Status SaveQueue::MeetFullPool(const SavePtr& record, uint64_t bytes,
+                                     v1::BeginSaveRequest::OnFull on_full) {
   if (!pool_->IsFull(bytes)) return absl::OkStatus();
   if (on_full == v1::BeginSaveRequest::REJECT) {
     return MakeError(
@@ -227,18 +229,18 @@ void SaveQueue::Supersede(const SavePtr& older, const SavePtr& newer) {
   pool_->Release(std::move(image));
 }
 
-absl::Status SaveQueue::AcquireImage(const SavePtr& record, const v1::BeginSaveRequest& request,
-                                     const std::string& note, const SessionPtr& session,
-                                     absl::Time deadline) {
-  const absl::Status met = MeetFullPool(record, request.on_full());
+absl::Status SaveQueue::AcquireImage(const SavePtr& record, uint64_t bytes,
+                                     const v1::BeginSaveRequest& request, const std::string& note,
+                                     const SessionPtr& session, absl::Time deadline) {
+  const absl::Status met = MeetFullPool(record, bytes, request.on_full());
   const bool rejected = !met.ok();
   absl::StatusOr<std::unique_ptr<Image>> image = nullptr;
   if (rejected) {
     image = met;
   } else {
-    image = pool_->Acquire(session->id, record->plan->file_bytes(), deadline, session->ended);
+    image = pool_->Acquire(session->id, bytes, deadline, session->ended);
     if (image.ok() && !request.copied_aside()) {
-      copy_turns_.Begin(record->number, record->plan->file_bytes(), deadline);
+      copy_turns_.Begin(record->number, bytes, deadline);
     }
   }
   PassFailpoint("begin.image");

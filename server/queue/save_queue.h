@@ -206,11 +206,13 @@ class SaveQueue {
   // begin.cc
   absl::StatusOr<SavePtr> AddStaging(const v1::BeginSaveRequest& request, const SavePtr& made,
                                      absl::Time deadline);
-  absl::Status AcquireImage(const SavePtr& record, const v1::BeginSaveRequest& request,
-                            const std::string& note, const SessionPtr& session,
-                            absl::Time deadline);
+  // Of `bytes`.
+  absl::Status AcquireImage(const SavePtr& record, uint64_t bytes,
+                            const v1::BeginSaveRequest& request, const std::string& note,
+                            const SessionPtr& session, absl::Time deadline);
   // What the policy of the caller makes of a full pool, before it waits.
-  absl::Status MeetFullPool(const SavePtr& record, v1::BeginSaveRequest::OnFull on_full);
+  absl::Status MeetFullPool(const SavePtr& record, uint64_t bytes,
+                            v1::BeginSaveRequest::OnFull on_full);
   void Supersede(const SavePtr& older, const SavePtr& newer);
   void Forget(SavePtr record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<Target> PrepareWithin(const std::string& path, mode_t umask, bool* unprepared);
