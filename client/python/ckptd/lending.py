@@ -24,13 +24,21 @@ import torch
 
 from . import safetensors_file, unpickling
 from .errors import CorruptCheckpointError
-from .shm import PROT_READ_WRITE, Mapping, MappingCache, NotSharedError, libc, populate
+from .shm import (
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_READ_WRITE,
+    Mapping,
+    MappingCache,
+    NotSharedError,
+    libc,
+    populate,
+)
 from .v1 import checkpoint_pb2 as pb
 from .verify import check_source
 from .zip_directory import STORED, Record, Source, read_directory
 
-# The child's copy is of what it writes to, which is not known ahead.
-_MAP_PRIVATE, _MAP_FIXED, _MAP_NORESERVE = 0x2, 0x10, 0x4000
 _PAGE = 4096
 # Large enough for the device, and so small that checksums follow soon.
 _CHUNK_BYTES = 8 << 20
@@ -128,7 +136,8 @@ def _unmap(mapping: Mapping) -> None:
 
 def _map_privately() -> None:
     for address, (fd, size) in list(_mapped.items()):
-        flags = _MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        # The child's copy is of what it writes to, which is not known ahead.
+        flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
         if libc.mmap(address, size, PROT_READ_WRITE, flags, fd, 0) != address:
             os.abort()  # rather than write into the parent's tensors
 

@@ -21,7 +21,8 @@ from . import pinned
 from .v1 import checkpoint_pb2 as pb
 
 PROT_READ_WRITE = 0x1 | 0x2
-_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x1, 0x2, 0x10, 0x20, 0x4000
+MAP_PRIVATE, MAP_FIXED, MAP_NORESERVE = 0x2, 0x10, 0x4000
+_MAP_SHARED, _MAP_ANONYMOUS = 0x1, 0x20
 _HUGE_PAGE = 2 << 20
 _MADV_DONTFORK, _MADV_DOFORK = 10, 11
 _MADV_POPULATE_READ = 22  # Linux 5.14; older kernels fault the pages in during the copy
@@ -55,12 +56,12 @@ def _map_aligned(fd: int, length: int) -> int:
     length: of whole pages. Raises OSError.
     """
     room = length + _HUGE_PAGE
-    reserve = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+    reserve = MAP_PRIVATE | _MAP_ANONYMOUS | MAP_NORESERVE
     reserved = libc.mmap(None, room, 0, reserve, -1, 0)
     if reserved != _MAP_FAILED:
         before = -reserved % _HUGE_PAGE
         address: int = reserved + before
-        flags = _MAP_SHARED | _MAP_FIXED
+        flags = _MAP_SHARED | MAP_FIXED
         if libc.mmap(address, length, PROT_READ_WRITE, flags, fd, 0) == address:
             if before > 0:
                 libc.munmap(reserved, before)
