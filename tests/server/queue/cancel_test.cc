@@ -197,6 +197,21 @@ TEST_F(CancelTest, ADeadlineAtTheBudgetLeavesNoSaveBehind) {
 }
 
 // Many saves, commits, cancels and ends of clients at once: each save ends, nothing is left.
+TEST_F(CancelTest, ASessionMayEndWhileTheImageIsMade) {
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    if (call.op == FsOp::kPopulate) gate_.Pass();
+    return std::nullopt;
+  });
+  absl::StatusOr<v1::BeginSaveResponse> begun;
+  std::thread trainer([&] { begun = Begin(Request("s", disk_ / "f")); });
+  EXPECT_TRUE(gate_.WaitForArrivals(1));
+  queue_->CloseSession(session_);  // its save goes, with all that was planned for it
+  gate_.Open();
+  trainer.join();
+  EXPECT_FALSE(begun.ok());
+  EXPECT_TRUE(LeasedImages().empty());
+}
+
 TEST_F(CancelTest, AllAtOnce) {
   constexpr int kThreads = 4;
   constexpr int kSaves = 40;
