@@ -161,6 +161,8 @@ def test_latest_passes_over_what_is_corrupt(client, tmp_path, caplog):
     assert client.latest(tmp_path) == str(tmp_path / "3.pt")
     damage(tmp_path / "3.pt", "data.pkl")
     (tmp_path / "2.pt").write_bytes(b"")
+    for i in (2, 3):  # Written just now, in an order that the clock may or may not tell.
+        os.utime(tmp_path / f"{i}.pt", (i, i))
     with caplog.at_level(logging.WARNING, "ckptd"):
         assert client.latest(str(tmp_path)) == str(tmp_path / "1.pt")
     warned = [r.getMessage() for r in caplog.records if "Passed over" in r.getMessage()]
