@@ -3,7 +3,7 @@
 
 # Everything but the tests.
 # shellcheck disable=SC2034  # for scripts/build
-PRODUCTS=(ckptd ckptctl ckptd_client ckptd_example_train ckptd_python_proto)
+PRODUCTS=(ckptd ckptctl ckptd_copy ckptd_client ckptd_example_train ckptd_python_proto)
 
 # configure BUILD_DIR CMAKE_ARGUMENT...: only where the arguments are not those of the last time;
 # what changes in CMakeLists.txt is ninja's to notice.

@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/cpp/core/stream_copy.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/os/errors.h"
@@ -120,7 +121,7 @@ void SaveQueue::LendImage(const LoadPtr& record, const FileId& file,
           !filled || SessionCount() > 1 ? pool_->TakeForReading(size) : nullptr;
       copy != nullptr) {
     if (filled) {
-      std::memcpy(copy->data(), image->data(), size);
+      ckptd_stream_copy(copy->data(), image->data(), size);
       const bool whole = image->IsUncut();
       pool_->Release(std::move(image), whole ? absl::make_optional(file) : absl::nullopt);
       if (!whole) return pool_->Release(std::move(copy));

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/core/stream_copy.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/persist/names.h"
@@ -157,7 +158,7 @@ absl::StatusOr<int64_t> SaveQueue::WriteSave(const std::string& name, int64_t of
   }
   uint8_t* to = record->image->data() + offset;
   for (absl::string_view piece : pieces) {
-    std::memcpy(to, piece.data(), piece.size());
+    ckptd_stream_copy(to, piece.data(), piece.size());
     to += piece.size();
   }
   absl::MutexLock lock(&mu_);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -18,6 +19,7 @@
 #include "client/cpp/core/image_map.h"
 #include "client/cpp/core/process.h"
 #include "client/cpp/core/save_ledger.h"
+#include "client/cpp/core/stream_copy.h"
 #include "tests/server/testing/status_matchers.h"
 #include "tests/server/testing/temp_dir.h"
 
@@ -58,6 +60,23 @@ TEST(Copy, CopiesEveryByteWithAnyNumberOfThreads) {
     }
     CopyAll(items, threads);
     EXPECT_TRUE(to == from) << threads << " threads";
+  }
+}
+
+TEST(StreamCopy, CopiesWhatItIsGivenAndNoByteBesideIt) {
+  constexpr size_t kRoom = 4096;
+  std::vector<uint8_t> from(kRoom);
+  std::iota(from.begin(), from.end(), 1);
+  for (size_t size : {0, 1, 63, 64, 1023, 1024, 1087, 1088, 2048, 2111}) {
+    for (size_t to_offset : {0, 1, 8, 63}) {
+      for (size_t from_offset : {0, 1, 40}) {
+        std::vector<uint8_t> to(kRoom, 0xEE);
+        std::vector<uint8_t> expected = to;
+        std::memcpy(expected.data() + to_offset, from.data() + from_offset, size);
+        ckptd_stream_copy(to.data() + to_offset, from.data() + from_offset, size);
+        EXPECT_TRUE(to == expected) << size << " bytes from " << from_offset << " to " << to_offset;
+      }
+    }
   }
 }
 

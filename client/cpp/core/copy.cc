@@ -5,12 +5,16 @@
 #include <cstring>
 #include <thread>
 
+#include "client/cpp/core/stream_copy.h"
+
 namespace ckptd {
 namespace {
 
 // A thread costs about as much as copying half of this.
 constexpr size_t kMinBytesPerThread = size_t{4} << 20;
 constexpr size_t kChunkBytes = size_t{4} << 20;
+// What is smaller stays in the cache, where its checksum finds it.
+constexpr size_t kMinStreamBytes = size_t{4} << 20;
 
 // Large tensors in pieces and small ones in batches, so that the threads end at about one time.
 std::vector<std::vector<CopyItem>> Batches(const std::vector<CopyItem>& items) {
@@ -40,10 +44,17 @@ void CopyAll(const std::vector<CopyItem>& items, int max_threads) {
       std::clamp<size_t>(total / kMinBytesPerThread, 1, std::max(max_threads, 1));
 
   const std::vector<std::vector<CopyItem>> batches = Batches(items);
+  const bool stream = total >= kMinStreamBytes;
   std::atomic<size_t> next = 0;
   auto work = [&] {
     for (size_t i = next.fetch_add(1); i < batches.size(); i = next.fetch_add(1)) {
-      for (const CopyItem& item : batches[i]) std::memcpy(item.to, item.from, item.size_bytes);
+      for (const CopyItem& item : batches[i]) {
+        if (stream) {
+          ckptd_stream_copy(item.to, item.from, item.size_bytes);
+        } else {
+          std::memcpy(item.to, item.from, item.size_bytes);
+        }
+      }
     }
   };
   std::vector<std::thread> helpers;

@@ -1,6 +1,7 @@
 """Copies storages to their offsets in a mapped image.
 
-Large ones by several threads without the interpreter's lock; small ones one after the other by a
+Large ones by several threads without the interpreter's lock, past the processor's caches where it is
+much (installed.py); small ones one after the other by a
 loop that is all C, as to give up the lock for each costs more than to copy it.
 """
 
@@ -11,11 +12,11 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from . import device
+from . import device, installed
 from .capture import Captured
 from .shm import Mapping
 from .v1 import checkpoint_pb2 as pb
@@ -23,6 +24,10 @@ from .v1 import checkpoint_pb2 as pb
 _MAX_THREADS = 4
 # Below this a second thread costs more than it copies.
 _MIN_BYTES_PER_THREAD = 4 << 20
+# What a thread takes at a time: the threads end at about one time, whatever holds one of them up.
+_CHUNK_BYTES = 4 << 20
+# Less stays in the cache, where its checksum finds it.
+_MIN_STREAM_BYTES = 4 << 20
 # Above this, to give up the lock does not show.
 _SMALL_BYTES = 32 << 10
 # Other threads get their turn after so many small copies.
@@ -76,31 +81,26 @@ class Copier:
         if max(sizes, default=0) > _SMALL_BYTES or -1 in sources:
             local = [p for p in zip(targets, sources, sizes) if p[1] > 0]
             pieces = [p for p in local if p[2] > _SMALL_BYTES]
-            self.run([_copier_of(share, mapping) for share in self._shares(pieces)])
+            self._copy_large(pieces, mapping)
             rest = [p for p in local if 0 < p[2] <= _SMALL_BYTES]
             targets, sources, sizes = (list(column) for column in zip(*rest)) if rest else ([],) * 3
         _copy_small(targets, sources, sizes, mapping)
         if chosen is None:
             mapping.populated_bytes = response.image.size_bytes
 
-    def _shares(self, pieces: List[_Piece]) -> List[List[_Piece]]:
-        """Deals `pieces` out in runs of equal bytes, cutting large ones."""
+    def _copy_large(self, pieces: List[_Piece], mapping: Mapping) -> None:
         total = sum(piece[2] for piece in pieces)
-        count = max(1, min(self.threads, total // _MIN_BYTES_PER_THREAD))
-        if count == 1:
-            return [pieces]
-        target = -(-total // count)
-        shares: List[List[_Piece]] = [[]]
-        room = target
-        for to, source, size in pieces:
-            while size > room:
-                shares[-1].append((to, source, room))
-                to, source, size = to + room, source + room, size - room
-                shares.append([])
-                room = target
-            shares[-1].append((to, source, size))
-            room -= size
-        return shares
+        copy = installed.stream_copy() if total >= _MIN_STREAM_BYTES else ctypes.memmove
+        chunks = iter(list(_chunks(pieces)))  # a list's iterator may be shared by threads
+        populated = mapping.address + mapping.populated_bytes
+
+        def run() -> None:
+            for to, source, size in chunks:
+                if to + size > populated:
+                    mapping.populate(max(to, populated) - mapping.address, to + size - mapping.address)
+                copy(to, source, size)  # gives up the GIL
+
+        self.run([run] * max(1, min(self.threads, total // _MIN_BYTES_PER_THREAD)))
 
     def run(self, tasks: List[Callable[[], None]]) -> None:
         """Runs as many tasks as there are threads, at once; returns when all have ended."""
@@ -142,16 +142,11 @@ def _wait_for_all(futures: List[Future[None]]) -> None:
         raise interrupt
 
 
-def _copier_of(pieces: List[_Piece], mapping: Mapping) -> Callable[[], None]:
-    def run() -> None:
-        if pieces:
-            start = max(pieces[0][0] - mapping.address, mapping.populated_bytes)
-            mapping.populate(start, pieces[-1][0] + pieces[-1][2] - mapping.address)
-        memmove = ctypes.memmove  # gives up the GIL
-        for to, source, size in pieces:
-            memmove(to, source, size)
-
-    return run
+def _chunks(pieces: Iterable[_Piece]) -> Iterator[_Piece]:
+    """`pieces`, the large ones cut."""
+    for to, source, size in pieces:
+        for start in range(0, size, _CHUNK_BYTES):
+            yield to + start, source + start, min(_CHUNK_BYTES, size - start)
 
 
 def _copy_small(

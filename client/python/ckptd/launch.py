@@ -7,7 +7,6 @@ with exit code 1. So a daemon that has ended is no failure as long as some daemo
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import List, Optional
 
 from . import names
 from .errors import DaemonUnavailableError
+from .installed import find_daemon
 from .session import Session
 
 #: Seconds until a daemon must serve that this process, or another rank, has started.
@@ -27,18 +27,6 @@ _LOG_LINES = 5
 
 # Children, kept so that they are reaped when they end and not warned about before.
 _started: List["subprocess.Popen[bytes]"] = []
-
-
-def find_daemon() -> Optional[str]:
-    """The binary to start: $CKPTD_BIN, `ckptd` on PATH, or the one built in this source tree."""
-    binary = os.environ.get("CKPTD_BIN") or shutil.which("ckptd")
-    if binary:
-        return binary
-    for folder in Path(__file__).resolve().parents:
-        built = folder / "build" / "bin" / "ckptd"
-        if (folder / "proto" / "ckptd").is_dir() and os.access(built, os.X_OK):
-            return str(built)
-    return None
 
 
 def start(session: Session) -> None:
