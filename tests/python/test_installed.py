@@ -19,9 +19,10 @@ LARGE = 5 << 20  # bytes; more than what is copied by memmove
 def anew(monkeypatch):
     """Each test looks for the library anew, beside the daemon under test."""
     monkeypatch.setenv("CKPTD_BIN", str(BUILD / "bin" / "ckptd"))
-    installed.stream_copy.cache_clear()
+    find = installed.stream_copy
+    find.cache_clear()
     yield
-    installed.stream_copy.cache_clear()
+    find.cache_clear()
 
 
 def test_it_is_found_beside_the_daemon(monkeypatch):

@@ -168,15 +168,17 @@ void QueueModel::StartWhatMayRun() {
 // A removal needs what its job saved before it to be durable, or what that gave way to. False where
 // it has ended.
 bool QueueModel::StartRemoval(Op* op) {
-  while (!op->name.empty() && saves_.at(op->name).state == v1::Save::SUPERSEDED &&
-         saves_.count(saves_.at(op->name).newer) != 0) {
-    op->name = saves_.at(op->name).newer;
+  // Found anew each time: the newer one may be gone after a restart.
+  std::string name = op->name;
+  while (!name.empty() && saves_.at(name).state == v1::Save::SUPERSEDED &&
+         saves_.count(saves_.at(name).newer) != 0) {
+    name = saves_.at(name).newer;
   }
-  const bool needs = !op->name.empty() && !IsAtOrBelow(saves_.at(op->name).path, op->path);
-  const Op* newest = needs ? FindSave(op->name) : nullptr;
+  const bool needs = !name.empty() && !IsAtOrBelow(saves_.at(name).path, op->path);
+  const Op* newest = needs ? FindSave(name) : nullptr;
   if (newest != nullptr && !WaitsFor(*newest, *op)) {
     op->behind = newest;
-  } else if (needs && saves_.at(op->name).state != v1::Save::SUCCEEDED) {
+  } else if (needs && saves_.at(name).state != v1::Save::SUCCEEDED) {
     End(op, "SAVE_NOT_DURABLE");
     return false;
   } else {
