@@ -25,17 +25,18 @@ class UringMemory : public RegisteredMemory {
   }
 
   int Register();
-  ssize_t Write(int fd, uint64_t offset, size_t length) override;
+  int Begin(int fd, uint64_t offset, size_t length) override;
+  Ended End() override;
 
  private:
   uint8_t* const data_;  // where it was when it was registered
   io_uring ring_ = {};
   bool has_ring_ = false;
   bool registered_ = false;
+  bool broken_ = false;  // a request that the kernel would not take is in the ring
 };
 
 int UringMemory::Register() {
-  constexpr unsigned kInFlight = 1;
   if (const int error = io_uring_queue_init(kInFlight, &ring_, 0); error < 0) return error;
   has_ring_ = true;
   rlimit limit = {};
@@ -54,29 +55,33 @@ int UringMemory::Register() {
   return error;
 }
 
-ssize_t UringMemory::Write(int fd, uint64_t offset, size_t length) {
+int UringMemory::Begin(int fd, uint64_t offset, size_t length) {
+  if (broken_) return -EIO;
   const size_t buffer = offset / kBufferBytes;
   const size_t left = std::min<size_t>(size(), (buffer + 1) * kBufferBytes) - offset;
   io_uring_sqe* const request = io_uring_get_sqe(&ring_);
-  if (request == nullptr) return -EIO;  // one that the kernel would not take is in the way
+  if (request == nullptr) return -EIO;
   io_uring_prep_write_fixed(request, fd, data_ + offset,
                             static_cast<unsigned>(std::min(length, left)), offset,
                             static_cast<int>(buffer));
+  io_uring_sqe_set_data64(request, offset);
   int submitted = 0;
   do {
     submitted = io_uring_submit(&ring_);
   } while (submitted == -EINTR);
-  if (submitted < 0) return -EIO;  // out of memory for it
-  // The kernel reads the memory until it says that it is done.
+  // Out of memory for it. It would go with the next one, when `fd` may be another file.
+  broken_ = submitted != 1;
+  return broken_ ? -EIO : 0;
+}
+
+RegisteredMemory::Ended UringMemory::End() {
   io_uring_cqe* answer = nullptr;
-  int error = 0;
-  do {
-    error = io_uring_wait_cqe(&ring_, &answer);
-  } while (error == -EINTR);
-  if (error < 0) return error;
-  const ssize_t result = answer->res;
+  // With a ring that is there, and something begun, it fails by signals alone.
+  while (io_uring_wait_cqe(&ring_, &answer) < 0) {
+  }
+  const Ended ended = {io_uring_cqe_get_data64(answer), answer->res};
   io_uring_cqe_seen(&ring_, answer);
-  return result;
+  return ended;
 }
 
 }  // namespace

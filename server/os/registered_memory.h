@@ -16,6 +16,10 @@ namespace ckptd {
 // must go, or be cut. For one thread at a time.
 class RegisteredMemory {
  public:
+  // While one is written the next one is begun: the device has something to do even where the
+  // thread that writes has to wait for a processor.
+  static constexpr size_t kInFlight = 2;
+
   explicit RegisteredMemory(size_t size) : held_(size), size_(size) {}
   virtual ~RegisteredMemory() = default;
   RegisteredMemory(const RegisteredMemory&) = delete;
@@ -27,11 +31,20 @@ class RegisteredMemory {
   // Pages from `size` on are held for nothing, even if the memory grows again.
   void Cut(size_t size) { size_ = std::min(size_, size); }
 
-  // Writes `length` bytes at `offset` of the memory, no further than its size, to that place of a
-  // file that was opened for direct writing. How many were written; where those are not all of
-  // them, or with -errno, any of them may have been. -EIO may mean that it could not be begun: an
-  // ordinary write tells.
-  virtual ssize_t Write(int fd, uint64_t offset, size_t length) = 0;
+  // What became of a write that was begun at `offset`: how many bytes were written, or -errno.
+  // Where those are not all of them, any may have been.
+  struct Ended {
+    uint64_t offset = 0;
+    ssize_t result = 0;
+  };
+
+  // Begins to write `length` bytes at `offset` of the memory, no further than its size, to that
+  // place of a file that was opened for direct writing. At most kInFlight may be begun and not
+  // ended. -errno if it was not begun; -EIO may mean that an ordinary write would do.
+  virtual int Begin(int fd, uint64_t offset, size_t length) = 0;
+  // Waits until one of them has ended, in whichever order they do; until then the kernel reads the
+  // memory. To be called once for each that was begun.
+  virtual Ended End() = 0;
 
  private:
   const size_t held_;

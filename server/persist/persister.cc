@@ -40,6 +40,7 @@
 #include "server/os/crash_marker.h"
 #include "server/os/errors.h"
 #include "server/persist/names.h"
+#include "server/persist/piece_writer.h"
 
 namespace ckptd {
 
@@ -152,9 +153,7 @@ class Attempt {
     if (failpoints_ != nullptr) failpoints_->Pass(failpoint);
   }
   absl::Status WritePieces(const PersistSource& source, Watermark& watermark, uint64_t begin,
-                           uint64_t end, PersistControl* control);
-  absl::Status WritePiece(const PersistSource& source, uint64_t offset, uint64_t length);
-  absl::Status LeaveDirect(int error);
+                           uint64_t end, PersistControl* control, PieceWriter* writer);
 
   FileSystem* const fs_;
   const AllowedRoots& roots_;
@@ -167,7 +166,6 @@ class Attempt {
   FileDescriptor file_;
   std::string temp_name_;  // in dir_; empty while the file has none
   bool direct_ = true;
-  bool write_registered_ = true;
 };
 
 absl::Status Attempt::OpenDir() {
@@ -233,66 +231,26 @@ absl::Status Attempt::Allocate(uint64_t size) {
   return Error(absl::StrCat("allocate ", size, " bytes"), error);
 }
 
-// Some file systems take O_DIRECT at open and refuse it at the first write.
-absl::Status Attempt::LeaveDirect(int error) {
-  const int flags = fs_->GetFlags(file_.get());
-  if (flags < 0) return Error("write", error);
-  if (fs_->SetFlags(file_.get(), flags & ~O_DIRECT) < 0) return Error("write", error);
-  direct_ = false;
-  spdlog::info("{}: this file system refuses direct writes; writing through the page cache",
-               object_);
-  return absl::OkStatus();
-}
-
-absl::Status Attempt::WritePiece(const PersistSource& source, uint64_t offset, uint64_t length) {
-  RegisteredMemory* const held = direct_ && write_registered_ ? source.registered : nullptr;
-  if (held != nullptr && offset + length <= held->size()) {
-    const ssize_t n = held->Write(file_.get(), offset, length);
-    if (n == static_cast<ssize_t>(length)) return absl::OkStatus();
-    if (n < 0 && n != -EIO && n != -EINVAL) return Error("write", static_cast<int>(n));
-    // An ordinary write tells whether that was an error: io_uring says EIO, too, where a file
-    // system writes less at a time than it was given.
-    write_registered_ = false;
-  }
-  while (length > 0) {
-    const ssize_t n =
-        fs_->Write(file_.get(), source.data + offset, length, static_cast<off_t>(offset));
-    if (n == -EINVAL && direct_) {
-      CKPTD_RETURN_IF_ERROR(LeaveDirect(static_cast<int>(n)));
-      continue;
-    }
-    if (n == -EFAULT) return ImageChanged(object_);
-    if (n <= 0) return Error("write", n == 0 ? -EIO : static_cast<int>(n));
-    // After a short write the rest is no longer aligned.
-    if (static_cast<uint64_t>(n) < length && direct_ && n % kAlignment != 0) {
-      CKPTD_RETURN_IF_ERROR(LeaveDirect(-EINVAL));
-    }
-    offset += static_cast<uint64_t>(n);
-    length -= static_cast<uint64_t>(n);
-  }
-  return absl::OkStatus();
-}
-
 absl::Status Attempt::Write(const PersistSource& source, PersistControl* control) {
   SealThread seal(source);
   control->written = 0;
+  PieceWriter writer(fs_, file_.get(), direct_, source, control, object_);
   const uint64_t late = std::min(RoundUp(source.late_bytes, kPieceBytes), source.size);
-  CKPTD_RETURN_IF_ERROR(WritePieces(source, seal.watermark(), late, source.size, control));
-  return WritePieces(source, seal.watermark(), 0, late, control);
+  CKPTD_RETURN_IF_ERROR(WritePieces(source, seal.watermark(), late, source.size, control, &writer));
+  CKPTD_RETURN_IF_ERROR(WritePieces(source, seal.watermark(), 0, late, control, &writer));
+  return writer.Finish();
 }
 
 absl::Status Attempt::WritePieces(const PersistSource& source, Watermark& watermark, uint64_t begin,
-                                  uint64_t end, PersistControl* control) {
+                                  uint64_t end, PersistControl* control, PieceWriter* writer) {
   for (uint64_t offset = begin; offset < end;) {
     const uint64_t length = std::min(kPieceBytes, end - offset);
     const bool is_late = offset < source.late_bytes;
     CKPTD_RETURN_IF_ERROR(
         Annotate(watermark.WaitFor(is_late ? source.size : offset + length), object_));
     if (control->cancelled) return Cancelled(object_);
-    CKPTD_RETURN_IF_ERROR(WritePiece(source, offset, RoundUp(length)));
+    CKPTD_RETURN_IF_ERROR(writer->Write(offset, length));
     offset += length;
-    control->written += length;
-    if (control->on_progress) control->on_progress();
   }
   return absl::OkStatus();
 }

@@ -38,7 +38,8 @@ class RegisteredImageTest : public PoolTest {
     EXPECT_NE(memory, nullptr);
     if (memory == nullptr) return "";
     const size_t held = std::min<size_t>(memory->size(), image->capacity());
-    EXPECT_EQ(memory->Write(fd, 0, held), static_cast<ssize_t>(held));
+    EXPECT_EQ(memory->Begin(fd, 0, held), 0);
+    EXPECT_EQ(memory->End().result, static_cast<ssize_t>(held));
     const size_t rest = image->capacity() - held;
     EXPECT_EQ(pwrite(fd, image->data() + held, rest, static_cast<off_t>(held)),
               static_cast<ssize_t>(rest));

@@ -264,14 +264,31 @@ class FaultyFileSystem::Registered : public RegisteredMemory {
  public:
   Registered(FaultyFileSystem* fs, std::unique_ptr<RegisteredMemory> base)
       : RegisteredMemory(base->size()), fs_(fs), base_(std::move(base)) {}
-  ssize_t Write(int fd, uint64_t offset, size_t length) override {
-    return fs_->Do(OnFile(FsOp::kWrite, fd, length),
-                   [&](const FsCall& call) { return base_->Write(fd, offset, call.length); });
+  // What is injected is what the write ends with, but for EIO: then it cannot be begun.
+  int Begin(int fd, uint64_t offset, size_t length) override {
+    int error = 0;
+    bool begun = false;
+    const int64_t result = fs_->Do(OnFile(FsOp::kWrite, fd, length), [&](const FsCall& call) {
+      error = base_->Begin(fd, offset, call.length);
+      begun = error == 0;
+      return error;
+    });
+    if (begun || error < 0) return error;
+    if (result == -EIO) return -EIO;
+    injected_.push_back({offset, static_cast<ssize_t>(result)});
+    return 0;
+  }
+  Ended End() override {
+    if (injected_.empty()) return base_->End();
+    const Ended ended = injected_.back();
+    injected_.pop_back();
+    return ended;
   }
 
  private:
   FaultyFileSystem* const fs_;
   const std::unique_ptr<RegisteredMemory> base_;
+  std::vector<Ended> injected_;
 };
 
 int FaultyFileSystem::Register(uint8_t* data, size_t length,
