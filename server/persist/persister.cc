@@ -39,6 +39,7 @@
 #include "proto/status/status_macros.h"
 #include "server/os/crash_marker.h"
 #include "server/os/errors.h"
+#include "server/os/give_way.h"
 #include "server/persist/names.h"
 #include "server/persist/piece_writer.h"
 
@@ -55,6 +56,8 @@ namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{16} << 20;
 constexpr uint64_t kAlignment = 4096;
+// As many are begun before anything gives way: the storage has something to do from the first.
+constexpr uint64_t kPromptBytes = RegisteredMemory::kInFlight * kPieceBytes;
 
 uint64_t RoundUp(uint64_t size, uint64_t unit = kAlignment) {
   return (size + unit - 1) / unit * unit;
@@ -98,11 +101,14 @@ class Watermark {
 // Runs the seal beside the writer, and stops it when the writer is done with it.
 class SealThread {
  public:
-  explicit SealThread(const PersistSource& source)
-      : thread_([this, &source, work = CrashMarker::CurrentWork()] {
+  SealThread(const PersistSource& source, int niceness)
+      : thread_([this, &source, niceness, work = CrashMarker::CurrentWork()] {
           const CrashMarker::Scope scope(work);
-          watermark_.Finish(source.seal([this](uint64_t sealed) {
+          uint64_t before = 0;
+          watermark_.Finish(source.seal([&](uint64_t sealed) {
             watermark_.Advance(sealed);
+            if (before < kPromptBytes && sealed >= kPromptBytes) GiveWay(niceness);
+            before = sealed;
             return !stop_.load();
           }));
         }) {}
@@ -140,6 +146,7 @@ class Attempt {
   absl::Status Allocate(uint64_t size);
   absl::Status CheckIntact(const PersistSource& source) const;
   absl::Status Write(const PersistSource& source, PersistControl* control);
+  absl::Status WriteHere(const PersistSource& source, PersistControl* control);
   absl::Status Finish(uint64_t size);
   absl::Status Publish();
   absl::Status SyncDir(PersistControl* control);
@@ -166,6 +173,8 @@ class Attempt {
   FileDescriptor file_;
   std::string temp_name_;  // in dir_; empty while the file has none
   bool direct_ = true;
+  bool gives_way_ = false;     // once it has begun
+  uint64_t prompt_bytes_ = 0;  // before that
 };
 
 absl::Status Attempt::OpenDir() {
@@ -232,7 +241,13 @@ absl::Status Attempt::Allocate(uint64_t size) {
 }
 
 absl::Status Attempt::Write(const PersistSource& source, PersistControl* control) {
-  SealThread seal(source);
+  gives_way_ = control->niceness != 0 && source.size > kPromptBytes;
+  if (!gives_way_) return WriteHere(source, control);
+  return RunInThread([&] { return WriteHere(source, control); });
+}
+
+absl::Status Attempt::WriteHere(const PersistSource& source, PersistControl* control) {
+  SealThread seal(source, gives_way_ ? control->niceness : 0);
   control->written = 0;
   PieceWriter writer(fs_, file_.get(), direct_, source, control, object_);
   const uint64_t late = std::min(RoundUp(source.late_bytes, kPieceBytes), source.size);
@@ -251,6 +266,11 @@ absl::Status Attempt::WritePieces(const PersistSource& source, Watermark& waterm
     if (control->cancelled) return Cancelled(object_);
     CKPTD_RETURN_IF_ERROR(writer->Write(offset, length));
     offset += length;
+    prompt_bytes_ += length;
+    if (gives_way_ && prompt_bytes_ >= kPromptBytes) {
+      GiveWay(control->niceness);
+      gives_way_ = false;
+    }
   }
   return absl::OkStatus();
 }

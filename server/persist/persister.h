@@ -41,6 +41,10 @@ struct PersistControl {
   std::atomic<bool> cancelled{false};
   // Bytes written so far.
   std::atomic<uint64_t> written{0};
+  // How far what is written and sealed gives way to other threads of the machine, as nice(1) counts
+  // it. Not so its first pieces, and what comes before and after them: that takes the processor for
+  // no time, but waits for the storage again and again, and would for the processor each time.
+  int niceness = 0;
   // Called now and then after `written` has grown. May be empty.
   std::function<void()> on_progress;
   // Set once the file is durable, where the file system tells: what it was then.

@@ -41,8 +41,7 @@ SaveQueue::SaveQueue(FileSystem* fs, const Clock* clock, Journal* journal, Pool*
       work_(options_.workers_per_device),
       idle_since_(clock->Uptime()) {
   absl::MutexLock lock(&mu_);
-  StartWorker(/*gives_way=*/true);
-  StartWorker(/*gives_way=*/false);
+  StartWorker();
 }
 
 SaveQueue::~SaveQueue() { Stop(); }

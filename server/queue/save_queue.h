@@ -48,8 +48,8 @@ class SaveQueue {
     // one, so that a slow one does not hold up the others.
     int workers_per_device = 2;
     int max_workers = 16;
-    // How far the worker gives way that works alone: added to its niceness, and to that of what it
-    // starts; and with how many threads of the machine that want to run none does.
+    // How far a save gives way that is written alone (PersistControl::niceness), and with how many
+    // threads of the machine that want to run none does.
     int persist_nice = 0;
     int crowd = 2 * std::max(1, static_cast<int>(std::thread::hardware_concurrency())) + 1;
     // How many trainers copy a state at the same time.
@@ -255,9 +255,9 @@ class SaveQueue {
   void RestoreLinks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // work.cc
-  void StartWorker(bool gives_way) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void WorkLoop(bool gives_way);
-  WorkPtr AwaitWork(bool gives_way);
+  void StartWorker() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WorkLoop();
+  WorkPtr AwaitWork();
   bool MayTakeItsTime() const ABSL_SHARED_LOCKS_REQUIRED(mu_);
   void RunSave(const SavePtr& record);
   absl::Status Persist(const SavePtr& record);
@@ -368,7 +368,6 @@ class SaveQueue {
   std::minstd_rand jitter_ ABSL_GUARDED_BY(mu_){std::random_device()()};
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  // Of those that do not give way.
   int waiting_workers_ ABSL_GUARDED_BY(mu_) = 0;
   // When the last was accepted.
   bool was_crowded_ ABSL_GUARDED_BY(mu_) = false;

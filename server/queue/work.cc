@@ -12,16 +12,14 @@
 // A daemon that dies before 3 leaves image and row to the next one, which begins at 1.
 
 #include <spdlog/spdlog.h>
-#include <sys/resource.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/os/give_way.h"
 #include "server/queue/save_queue.h"
 
 namespace ckptd {
@@ -37,44 +35,38 @@ bool MayPass(const absl::Status& status) {
 
 // ---- Workers ---------------------------------------------------------------------------------
 
-// A thread inherits the niceness of the one that starts it, and gets rid of none: the worker that
-// gives way starts no other.
-void SaveQueue::StartWorker(bool gives_way) {
+void SaveQueue::StartWorker() {
   if (static_cast<int>(workers_.size()) >= options_.max_workers) return;
-  if (!gives_way) ++waiting_workers_;
-  workers_.emplace_back([this, gives_way] { WorkLoop(gives_way); });
+  ++waiting_workers_;
+  workers_.emplace_back([this] { WorkLoop(); });
 }
 
-// Whether what there is may be written by a thread that gives way to the trainer. Not with others
+// Whether what there is may be written by threads that give way to the trainer. Not with others
 // beside it: then many trainers save at once, or saves come faster than they are written, or what
 // the first has hangs. Nor where so many threads want to run that nothing would be left to it; to
 // the trainer one more then makes no difference.
 bool SaveQueue::MayTakeItsTime() const { return CountUnended() == 1 && !was_crowded_; }
 
-// Null when the queue stops. What may take its time goes to the worker that gives way, all else to
-// the others. One of these always waits, as long as there may be more: what hangs in a worker holds
-// up nothing else.
-SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
+// Null when the queue stops. One worker always waits, as long as there may be more: what hangs in
+// the others holds up nothing else.
+SaveQueue::WorkPtr SaveQueue::AwaitWork() {
   absl::MutexLock lock(&mu_);
   WorkPtr work;
-  const auto may_take = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-    return gives_way ? MayTakeItsTime() || waiting_workers_ == 0 : !MayTakeItsTime();
-  };
-  while (!stopping_ && (!may_take() || (work = work_.Take(clock_->Uptime())) == nullptr)) {
+  while (!stopping_ && (work = work_.Take(clock_->Uptime())) == nullptr) {
     const absl::Duration now = clock_->Uptime();
     const absl::Duration due = work_.NextDue(now);
     // Every worker that waits keeps the time of the next attempt: the one that saw it put in may
     // have other work by then.
     auto wake = [&]() ABSL_SHARED_LOCKS_REQUIRED(mu_) {
-      if (stopping_ || !may_take()) return stopping_;
       const absl::Duration later = clock_->Uptime();
-      return work_.HasRunnable(later) || work_.NextDue(later) < due;
+      return stopping_ || work_.HasRunnable(later) || work_.NextDue(later) < due;
     };
     mu_.AwaitWithTimeout(absl::Condition(&wake), due - now);
   }
-  if (!gives_way && --waiting_workers_ == 0 && !stopping_) StartWorker(/*gives_way=*/false);
+  if (--waiting_workers_ == 0 && !stopping_) StartWorker();
   if (work != nullptr && work->kind == Operation::Kind::kSave) {
     auto* record = static_cast<SaveRecord*>(work.get());
+    record->control.niceness = MayTakeItsTime() ? options_.persist_nice : 0;
     if (!record->outcome.has_value()) {
       record->save.set_attempts(record->save.attempts() + 1);
       Stamp(record->save.mutable_persist_time());
@@ -84,14 +76,8 @@ SaveQueue::WorkPtr SaveQueue::AwaitWork(bool gives_way) {
   return work;
 }
 
-void SaveQueue::WorkLoop(bool gives_way) {
-  // On Linux this is about the calling thread, and the threads and processes that it will start.
-  if (gives_way &&
-      setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + options_.persist_nice) != 0) {
-    spdlog::warn("workers: cannot give way to other processes: {}",
-                 std::generic_category().message(errno));
-  }
-  while (WorkPtr work = AwaitWork(gives_way)) {
+void SaveQueue::WorkLoop() {
+  while (WorkPtr work = AwaitWork()) {
     if (work->kind == Operation::Kind::kSave) {
       RunSave(std::static_pointer_cast<SaveRecord>(work));
     } else {
@@ -99,7 +85,7 @@ void SaveQueue::WorkLoop(bool gives_way) {
     }
     absl::MutexLock lock(&mu_);
     work_.Done(work.get());
-    if (!gives_way) ++waiting_workers_;
+    ++waiting_workers_;
   }
 }
 
@@ -150,7 +136,13 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
     record->save.set_persisted_bytes(static_cast<int64_t>(record->control.written.load()));
     Tell(*record, /*progress_only=*/true);
   };
-  if (!record->host.empty()) return PersistHosted(record);
+  if (!record->host.empty()) {
+    // The host, too, if it is to be started.
+    return RunInThread([&] {
+      GiveWay(record->control.niceness);
+      return PersistHosted(record);
+    });
+  }
   if (record->unprepared) {
     CKPTD_ASSIGN_OR_RETURN(record->target, PrepareTarget(fs_, options_.allow_roots,
                                                          record->save.path(), record->umask));

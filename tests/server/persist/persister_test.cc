@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -195,6 +196,51 @@ TEST_P(PersisterTest, SyncsTheFoldersAboveIt) {
   EXPECT_EQ(synced[0], inode(dir_ / "a"));
   EXPECT_EQ(synced[1], inode(dir_.path()));
   EXPECT_EQ(synced.back(), inode(below));
+}
+
+// ---- Giving way ------------------------------------------------------------------------------
+
+// What is added to the niceness of whoever makes a call. Nothing is when it is done, and the caller
+// of Persist keeps its own.
+TEST_P(PersisterTest, GivesWayFromTheThirdPieceOn) {
+  const int own = getpriority(PRIO_PROCESS, 0);
+  const auto added = [own] { return getpriority(PRIO_PROCESS, 0) - own; };
+  std::mutex mu;
+  std::vector<int> writes;
+  std::vector<int> others;
+  fs_.SetBefore([&](FsCall& call) -> std::optional<int64_t> {
+    const std::lock_guard<std::mutex> lock(mu);
+    (call.op == FsOp::kWrite ? writes : others).push_back(added());
+    return std::nullopt;
+  });
+  PersistControl control;
+  control.niceness = 3;
+  ASSERT_OK(Persist(Content((48 << 20) + 1, 1), 022, &control));
+  EXPECT_THAT(writes, ElementsAre(0, 0, 3, 3));
+  EXPECT_THAT(others, testing::Each(0));
+  writes.clear();
+  ASSERT_OK(Persist(Content(32 << 20, 1), 022, &control));
+  EXPECT_THAT(writes, testing::Each(0)) << "there is no third piece";
+  EXPECT_EQ(added(), 0);
+}
+
+TEST_P(PersisterTest, TheSealGivesWayWithTheWriter) {
+  const int own = getpriority(PRIO_PROCESS, 0);
+  PageAligned image(Content((48 << 20) + 1, 1));
+  PersistSource source = image.Source();
+  std::vector<int> added;
+  source.seal = [&](const std::function<bool(uint64_t)>& sealed) {
+    for (uint64_t bytes = 0; bytes < source.size;) {
+      added.push_back(getpriority(PRIO_PROCESS, 0) - own);
+      bytes = std::min<uint64_t>(bytes + (16 << 20), source.size);
+      sealed(bytes);
+    }
+    return absl::OkStatus();
+  };
+  PersistControl control;
+  control.niceness = 3;
+  ASSERT_OK(Persister(&fs_, {}, TempPrefix("test")).Persist(source, target_, 022, &control));
+  EXPECT_THAT(added, ElementsAre(0, 0, 3, 3));
 }
 
 // ---- Where the file system lacks something ---------------------------------------------------

@@ -259,30 +259,35 @@ TEST_F(QueueTest, CommitTellsWhatHasEndedOnce) {
 
 // ---- Giving way ------------------------------------------------------------------------------
 
-// Saves stop at their fdatasync until gate_ lets them go on.
+// Saves stop at their last piece until gate_ lets them go on.
 class NicenessTest : public QueueTest {
  protected:
   void StartWith(int crowd) {
     SaveQueue::Options options = NoRetry();
     options.persist_nice = 3;
     options.crowd = crowd;
-    Start(options);
+    Start(options, 4 * kSize);
     fs_.SetBefore([this](FsCall& call) -> std::optional<int64_t> {
-      if (call.op != FsOp::kDataSync) return std::nullopt;
+      if (call.op == FsOp::kDataSync && WhatIsAdded() != 0) return -EIO;
+      if (call.op != FsOp::kWrite || call.length != kLastPiece) return std::nullopt;
       {
         absl::MutexLock lock(&mu_);
-        found_.push_back(getpriority(PRIO_PROCESS, 0) - own_);
+        found_.push_back(WhatIsAdded());
       }
       gate_.Pass();
       return std::nullopt;
     });
   }
-  // How much nicer than the process each save was that was written so far.
+  // How much nicer than the process the end of each save was that was written so far.
   std::vector<int> Found() {
     absl::MutexLock lock(&mu_);
     return found_;
   }
+  int WhatIsAdded() const { return getpriority(PRIO_PROCESS, 0) - own_; }
 
+  static constexpr size_t kLastPiece = 4096;
+  static constexpr size_t kSize = (size_t{32} << 20) + kLastPiece;
+  const std::string content_ = std::string(kSize, 'x');
   const int own_ = getpriority(PRIO_PROCESS, 0);
 
  private:
@@ -292,29 +297,32 @@ class NicenessTest : public QueueTest {
 
 TEST_F(NicenessTest, OnlyASaveWithoutOthersGivesWay) {
   StartWith(/*crowd=*/INT_MAX);
-  ASSERT_NO_FATAL_FAILURE(Save("alone", "f", "content"));
+  ASSERT_NO_FATAL_FAILURE(Save("alone", "f", content_));
   ASSERT_TRUE(gate_.WaitForArrivals(1));
-  ASSERT_NO_FATAL_FAILURE(Save("meanwhile", "g", "content"));
+  ASSERT_NO_FATAL_FAILURE(Save("meanwhile", "g", content_));
   ASSERT_TRUE(gate_.WaitForArrivals(2));
   gate_.Open();
   WaitForEnd("alone");
   WaitForEnd("meanwhile");
   EXPECT_THAT(Found(), ElementsAre(3, 0));
 
-  ASSERT_NO_FATAL_FAILURE(Stage("copied", "h", "content"));
-  ASSERT_NO_FATAL_FAILURE(Save("beside", "i", "content"));
+  ASSERT_NO_FATAL_FAILURE(Stage("copied", "h", content_));
+  ASSERT_NO_FATAL_FAILURE(Save("beside", "i", content_));
   WaitForEnd("beside");
   ASSERT_OK(queue_->CommitSave(Name("copied")));
   WaitForEnd("copied");
   EXPECT_THAT(Found(), ElementsAre(3, 0, 0, 3));
-  EXPECT_EQ(getpriority(PRIO_PROCESS, 0), own_);
+  for (const char* id : {"alone", "meanwhile", "beside", "copied"}) {
+    EXPECT_EQ(Get(id).state(), v1::Save::SUCCEEDED) << "the sync gives no way: " << id;
+  }
+  EXPECT_EQ(WhatIsAdded(), 0);
 }
 
 TEST_F(NicenessTest, InACrowdNoneDoes) {
   StartWith(/*crowd=*/0);
   gate_.Open();
   for (const char* id : {"a", "b"}) {
-    ASSERT_NO_FATAL_FAILURE(Save(id, id, "content"));
+    ASSERT_NO_FATAL_FAILURE(Save(id, id, content_));
     WaitForEnd(id);
   }
   EXPECT_THAT(Found(), ElementsAre(0, 0));
