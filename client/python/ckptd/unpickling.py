@@ -21,6 +21,9 @@ from .zip_directory import STORED, Record, Source, data_offset
 _PROTOCOL = b"\x80\x02"  # what torch.save writes
 _BESIDE = ("version", ".format_version", ".storage_alignment", ".data/serialization_id")
 
+# torch imports its settings when it is first asked for one, for 3 ms: now, and not in the first load.
+torch.serialization.get_default_load_endianness()
+
 
 class NotPlainError(Exception):
     """The file, or the state that torch is in, is for torch.load."""
