@@ -5,9 +5,7 @@
 
 #ifdef __SSE2__
 #include <emmintrin.h>
-#endif
 
-#ifdef __SSE2__
 namespace {
 
 constexpr size_t kLine = 64;

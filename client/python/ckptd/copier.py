@@ -1,8 +1,8 @@
 """Copies storages to their offsets in a mapped image.
 
-Large ones by several threads without the interpreter's lock, past the processor's caches where it is
-much (installed.py); small ones one after the other by a
-loop that is all C, as to give up the lock for each costs more than to copy it.
+Large ones by several threads without the interpreter's lock, past the processor's caches where they
+are much (installed.py); small ones one after the other by a loop that is all C, as to give up the
+lock for each costs more than to copy it.
 """
 
 from __future__ import annotations
