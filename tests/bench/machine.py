@@ -1,8 +1,10 @@
 """Where figures come from: the machine, how busy it is, and the versions of what is compared."""
 
+import glob
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 
 PACKAGES = ("torch", "pytorch-lightning", "safetensors", "grpcio", "protobuf")
@@ -19,6 +21,7 @@ def describe(folder, pool):
         "pool": _file_system(pool),
         "huge_pages": _chosen("enabled"),
         "huge_pages_in_shared_memory": _chosen("shmem_enabled"),
+        "reclaim": _reclaim(),
         "python": platform.python_version(),
     }
 
@@ -81,8 +84,28 @@ def _file_system(folder):
 
 
 def _chosen(name):
+    found = re.search(r"\[(\w+)\]", _text(f"/sys/kernel/mm/transparent_hugepage/{name}"))
+    return found.group(1) if found else "unknown"
+
+
+def _reclaim():
+    """What takes idle or free pages away; who touches them again pays for fresh ones."""
+    found = []
+    for daemon in glob.glob("/sys/kernel/mm/damon/admin/kdamonds/[0-9]*"):
+        if _text(f"{daemon}/state") == "on":
+            schemes = glob.glob(f"{daemon}/contexts/*/schemes/*/action")
+            found += [f"DAMON ({_text(scheme)})" for scheme in schemes]
+    if glob.glob("/sys/bus/virtio/drivers/virtio_balloon/virtio*"):
+        found.append("a balloon")
+    if len(_text("/proc/swaps").splitlines()) > 1:
+        found.append("swap")
+    return found
+
+
+def _text(path):
+    """Empty where it cannot be read."""
     try:
-        with open(f"/sys/kernel/mm/transparent_hugepage/{name}") as file:
-            return file.read().split("[")[1].split("]")[0]
-    except (OSError, IndexError):
-        return "unknown"
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
