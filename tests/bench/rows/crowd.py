@@ -15,7 +15,7 @@ from subjects import Ckptd
 
 from rows.goal import Goal
 
-SHARE = 0.05
+SHARE = 0.06
 TRAINERS = 16
 PAGE, SAVES = 1000, 10_000
 
@@ -83,7 +83,7 @@ def _crowd(settings, daemon):
         names = random.sample(list(subjects), len(subjects))
         return {name: durable(subjects[name]) for name in names}
 
-    samples = settings.repeat(SHARE, sample)
+    samples = settings.repeat(SHARE, sample, 2 * settings.rounds)
     for child in crowd + one:
         child.close()
     return Goal(
