@@ -36,11 +36,7 @@ absl::Status PieceWriter::Write(uint64_t offset, uint64_t length) {
     return WriteNow(piece);
   }
   const int error = source_.registered->Begin(fd_, piece.offset, piece.length);
-  if (error < 0) {
-    if (error != -EIO && error != -EINVAL) return Error(error);
-    use_registered_ = false;
-    return WriteNow(piece);
-  }
+  if (error < 0) return WriteOrdinarily(piece, error);
   in_flight_.push_back(piece);
   return absl::OkStatus();
 }
@@ -60,9 +56,11 @@ absl::Status PieceWriter::EndOne() {
     Count(piece);
     return absl::OkStatus();
   }
-  if (ended.result < 0 && ended.result != -EIO && ended.result != -EINVAL) {
-    return Error(static_cast<int>(ended.result));
-  }
+  return WriteOrdinarily(piece, ended.result);
+}
+
+absl::Status PieceWriter::WriteOrdinarily(Piece piece, ssize_t result) {
+  if (result < 0 && result != -EIO && result != -EINVAL) return Error(static_cast<int>(result));
   // An ordinary write tells whether that was an error: io_uring says EIO, too, where a file system
   // writes less at a time than it was given.
   use_registered_ = false;

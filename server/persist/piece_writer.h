@@ -46,6 +46,8 @@ class PieceWriter {
   };
 
   absl::Status EndOne();
+  // After `result` of a write from registered memory; no more is written from there.
+  absl::Status WriteOrdinarily(Piece piece, ssize_t result);
   absl::Status WriteNow(Piece piece);
   absl::Status LeaveDirect(int error);
   void Count(const Piece& piece);
