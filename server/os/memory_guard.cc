@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "server/os/errors.h"
+#include "server/os/round_up.h"
 #include "server/os/signal_chain.h"
 
 namespace ckptd {
@@ -28,8 +29,6 @@ struct GuardSlot {
 namespace {
 
 using internal::GuardSlot;
-
-constexpr uintptr_t kPage = 4096;
 
 // The table of ranges. A signal handler gets no argument of ours, and the process has one for each
 // signal, so this cannot be an object of somebody's. The handler takes no lock: chunks are added at
@@ -88,7 +87,7 @@ bool MendFault(const siginfo_t& info) {
       // Before the page is there: who reads it as zeros also finds the range torn.
       slot.torn.store(true);
       const int saved_errno = errno;
-      const uintptr_t page = address / kPage * kPage;
+      const uintptr_t page = address / kPageBytes * kPageBytes;
       // All that follows at once: a file that was cut has lost it, too, and one page each would be
       // one fault and one mapping each.
       const long mapped = syscall(SYS_mmap, page, end - page, PROT_READ | PROT_WRITE,

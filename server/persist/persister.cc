@@ -40,6 +40,7 @@
 #include "server/os/crash_marker.h"
 #include "server/os/errors.h"
 #include "server/os/give_way.h"
+#include "server/os/round_up.h"
 #include "server/persist/names.h"
 #include "server/persist/piece_writer.h"
 
@@ -55,13 +56,8 @@ absl::Status ImageChanged(const std::string& object) {
 namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{16} << 20;
-constexpr uint64_t kAlignment = 4096;
 // As many are begun before anything gives way: the storage has something to do from the first.
 constexpr uint64_t kPromptBytes = RegisteredMemory::kInFlight * kPieceBytes;
-
-uint64_t RoundUp(uint64_t size, uint64_t unit = kAlignment) {
-  return (size + unit - 1) / unit * unit;
-}
 
 absl::Status Cancelled(const std::string& object) {
   return MakeError(absl::StatusCode::kCancelled, "CANCELLED_BY_REQUEST",
@@ -98,17 +94,30 @@ class Watermark {
   absl::optional<absl::Status> result_ ABSL_GUARDED_BY(mu_);
 };
 
+// What of a thread that gives way does not: its beginning.
+class PromptStart {
+ public:
+  // `niceness` 0: it never gives way.
+  explicit PromptStart(int niceness) : niceness_(niceness) {}
+  // So many bytes are begun in all, by the calling thread, which gives way once they are enough.
+  void Reach(uint64_t begun) {
+    if (begun >= kPromptBytes) GiveWay(std::exchange(niceness_, 0));
+  }
+
+ private:
+  int niceness_;
+};
+
 // Runs the seal beside the writer, and stops it when the writer is done with it.
 class SealThread {
  public:
   SealThread(const PersistSource& source, int niceness)
       : thread_([this, &source, niceness, work = CrashMarker::CurrentWork()] {
           const CrashMarker::Scope scope(work);
-          uint64_t before = 0;
+          PromptStart start(niceness);
           watermark_.Finish(source.seal([&](uint64_t sealed) {
             watermark_.Advance(sealed);
-            if (before < kPromptBytes && sealed >= kPromptBytes) GiveWay(niceness);
-            before = sealed;
+            start.Reach(sealed);
             return !stop_.load();
           }));
         }) {}
@@ -146,7 +155,7 @@ class Attempt {
   absl::Status Allocate(uint64_t size);
   absl::Status CheckIntact(const PersistSource& source) const;
   absl::Status Write(const PersistSource& source, PersistControl* control);
-  absl::Status WriteHere(const PersistSource& source, PersistControl* control);
+  absl::Status WriteHere(const PersistSource& source, PersistControl* control, int niceness);
   absl::Status Finish(uint64_t size);
   absl::Status Publish();
   absl::Status SyncDir(PersistControl* control);
@@ -173,8 +182,8 @@ class Attempt {
   FileDescriptor file_;
   std::string temp_name_;  // in dir_; empty while the file has none
   bool direct_ = true;
-  bool gives_way_ = false;     // once it has begun
-  uint64_t prompt_bytes_ = 0;  // before that
+  uint64_t begun_ = 0;
+  PromptStart start_{0};
 };
 
 absl::Status Attempt::OpenDir() {
@@ -241,13 +250,15 @@ absl::Status Attempt::Allocate(uint64_t size) {
 }
 
 absl::Status Attempt::Write(const PersistSource& source, PersistControl* control) {
-  gives_way_ = control->niceness != 0 && source.size > kPromptBytes;
-  if (!gives_way_) return WriteHere(source, control);
-  return RunInThread([&] { return WriteHere(source, control); });
+  const int niceness = source.size > kPromptBytes ? control->niceness : 0;
+  if (niceness == 0) return WriteHere(source, control, niceness);
+  return RunInThread([&] { return WriteHere(source, control, niceness); });
 }
 
-absl::Status Attempt::WriteHere(const PersistSource& source, PersistControl* control) {
-  SealThread seal(source, gives_way_ ? control->niceness : 0);
+absl::Status Attempt::WriteHere(const PersistSource& source, PersistControl* control,
+                                int niceness) {
+  SealThread seal(source, niceness);
+  start_ = PromptStart(niceness);
   control->written = 0;
   PieceWriter writer(fs_, file_.get(), direct_, source, control, object_);
   const uint64_t late = std::min(RoundUp(source.late_bytes, kPieceBytes), source.size);
@@ -266,11 +277,7 @@ absl::Status Attempt::WritePieces(const PersistSource& source, Watermark& waterm
     if (control->cancelled) return Cancelled(object_);
     CKPTD_RETURN_IF_ERROR(writer->Write(offset, length));
     offset += length;
-    prompt_bytes_ += length;
-    if (gives_way_ && prompt_bytes_ >= kPromptBytes) {
-      GiveWay(control->niceness);
-      gives_way_ = false;
-    }
+    start_.Reach(begun_ += length);
   }
   return absl::OkStatus();
 }

@@ -8,15 +8,9 @@
 
 #include "proto/status/status_macros.h"
 #include "server/os/errors.h"
+#include "server/os/round_up.h"
 
 namespace ckptd {
-namespace {
-
-constexpr uint64_t kAlignment = 4096;
-
-uint64_t RoundUp(uint64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
-
-}  // namespace
 
 PieceWriter::~PieceWriter() {
   for (; !in_flight_.empty(); in_flight_.pop_back()) source_.registered->End();
@@ -77,7 +71,7 @@ absl::Status PieceWriter::WriteNow(Piece piece) {
     if (n == -EFAULT) return ImageChanged(object_);
     if (n <= 0) return Error(n == 0 ? -EIO : static_cast<int>(n));
     // After a short write the rest is no longer aligned.
-    if (static_cast<uint64_t>(n) < left && direct_ && n % kAlignment != 0) {
+    if (static_cast<uint64_t>(n) < left && direct_ && n % kPageBytes != 0) {
       CKPTD_RETURN_IF_ERROR(LeaveDirect(-EINVAL));
     }
     offset += static_cast<uint64_t>(n);

@@ -45,8 +45,9 @@ class SaveQueue {
  public:
   struct Options {
     // Saves and removals that are worked on at the same time on one device, and in all. More than
-    // one, so that a slow one does not hold up the others.
-    int workers_per_device = 2;
+    // one, so that a slow one does not hold up the others; three, so that the device has two to
+    // write while one is synced.
+    int workers_per_device = 3;
     int max_workers = 16;
     // How far a save gives way that is written alone (PersistControl::niceness), and with how many
     // threads of the machine that want to run none does.

@@ -137,6 +137,7 @@ absl::Status SaveQueue::Persist(const SavePtr& record) {
     Tell(*record, /*progress_only=*/true);
   };
   if (!record->host.empty()) {
+    if (record->control.niceness == 0) return PersistHosted(record);
     // The host, too, if it is to be started.
     return RunInThread([&] {
       GiveWay(record->control.niceness);

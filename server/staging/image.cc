@@ -13,6 +13,7 @@
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
 #include "server/os/errors.h"
+#include "server/os/round_up.h"
 
 namespace ckptd {
 namespace {

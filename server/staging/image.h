@@ -25,9 +25,6 @@ namespace ckptd {
 // name no new one), Lease moves it back.
 class Image {
  public:
-  static constexpr uint64_t kPage = 4096;
-  static uint64_t RoundUp(uint64_t size) { return (size + kPage - 1) / kPage * kPage; }
-
   // Makes an image of `size` bytes and faults it in. Blocks for as long as that takes.
   // RESOURCE_EXHAUSTED (POOL_EXHAUSTED) where the tmpfs has no room.
   static absl::StatusOr<std::unique_ptr<Image>> Create(FileSystem* fs, const std::string& dir,

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/status/error_info.h"
 #include "proto/status/status_macros.h"
+#include "server/os/round_up.h"
 
 namespace ckptd {
 
@@ -39,7 +40,7 @@ Pool::~Pool() {
 absl::StatusOr<std::unique_ptr<Image>> Pool::Acquire(const std::string& owner, uint64_t size,
                                                      absl::Time deadline,
                                                      const CancelToken& cancel) {
-  const uint64_t capacity = Image::RoundUp(size);
+  const uint64_t capacity = RoundUp(size);
   if (capacity > options_.budget_bytes) {
     return MakeError(
         absl::StatusCode::kResourceExhausted, "EXCEEDS_BUDGET",
@@ -255,7 +256,7 @@ absl::StatusOr<std::unique_ptr<Image>> Pool::Adopt(const std::string& name, uint
 }
 
 bool Pool::IsFull(uint64_t size) const {
-  const uint64_t capacity = Image::RoundUp(size);
+  const uint64_t capacity = RoundUp(size);
   absl::MutexLock lock(&mu_);
   if (capacity > options_.budget_bytes) return false;  // Acquire says so
   return !waiting_.empty() || (!IsOnItsWay(capacity) && !HasRoom(capacity, false));

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "server/os/round_up.h"
 #include "server/staging/pool.h"
 
 namespace ckptd {
@@ -35,7 +36,7 @@ std::unique_ptr<Image> Pool::TakeForReading(uint64_t size) {
   {
     absl::MutexLock lock(&mu_);
     ReclaimLocked();
-    if (!MayLend(Image::RoundUp(size))) return nullptr;
+    if (!MayLend(RoundUp(size))) return nullptr;
   }
   const CancelToken never{false};
   auto image = Acquire("", size, absl::Now(), never);

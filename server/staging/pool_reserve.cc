@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "proto/status/error_info.h"
+#include "server/os/round_up.h"
 #include "server/staging/pool.h"
 
 namespace ckptd {
@@ -38,7 +39,7 @@ int Pool::CountWished(uint64_t capacity) const {
 absl::StatusOr<Pool::Reserved> Pool::Reserve(const std::string& owner, uint64_t size, int count,
                                              bool wait, absl::Time deadline,
                                              const CancelToken& cancel) {
-  const uint64_t capacity = Image::RoundUp(size);
+  const uint64_t capacity = RoundUp(size);
   if (capacity > options_.budget_bytes) {
     return MakeError(absl::StatusCode::kResourceExhausted, "EXCEEDS_BUDGET",
                      absl::StrCat("reserve: ", size, " bytes are more than the budget of ",

@@ -131,30 +131,39 @@ def get(backend, save):
     return backend.daemon.call("GetSave", pb.GetSaveRequest(name=save.name))
 
 
+def cancel_at(backend, path, number):
+    """Cancels a save of LARGE[1] at that step; how the save ended."""
+    backend.steps.hold(path.parent, number)
+    save = backend.save(LARGE[1], path)
+    backend.steps.await_held()
+    with contextlib.suppress(grpc.RpcError):  # too late, perhaps
+        backend.daemon.call("CancelSave", pb.CancelSaveRequest(name=save.name))
+    backend.steps.release()
+    wait_until(save.done, "the end of a save that was cancelled")
+    state = get(backend, save).state
+    assert state in (pb.Save.CANCELLED, pb.Save.SUCCEEDED)
+    found = plain(backend.load(path))
+    if backend.is_python:  # which is never asked whether it is to stop, and killed in the end
+        assert found in (plain(LARGE[0]), plain(LARGE[1]))
+    else:
+        assert found == plain(LARGE[state == pb.Save.SUCCEEDED])
+    backend.save(LARGE[0], path).result()
+    assert backend.listed(path.parent) == [path.name]
+    return state
+
+
 def test_cancel(backend, folder):
     path = folder / "a"
     backend.save(LARGE[0], path).result()
     total = count(backend, folder, lambda: backend.save(LARGE[0], path).result())
-    states = []
-    for number in sorted({1, total // 2, total}):
-        backend.steps.hold(folder, number)
-        save = backend.save(LARGE[1], path)
-        backend.steps.await_held()
-        with contextlib.suppress(grpc.RpcError):  # too late, perhaps
-            backend.daemon.call("CancelSave", pb.CancelSaveRequest(name=save.name))
-        backend.steps.release()
-        wait_until(save.done, "the end of a save that was cancelled")
-        states.append(get(backend, save).state)
-        assert states[-1] in (pb.Save.CANCELLED, pb.Save.SUCCEEDED)
-        found = plain(backend.load(path))
-        if backend.is_python:  # which is never asked whether it is to stop, and killed in the end
-            assert found in (plain(LARGE[0]), plain(LARGE[1]))
-        else:
-            assert found == plain(LARGE[states[-1] == pb.Save.SUCCEEDED])
-        backend.save(LARGE[0], path).result()
-        assert backend.listed(folder) == ["a"]
-    if not backend.is_python:
-        assert states[0] == pb.Save.CANCELLED
+    states = [cancel_at(backend, path, number) for number in sorted({1, total // 2, total})]
+    if backend.is_python:
+        return
+    # A host process is told a moment after CancelSave has returned, and may be done by then.
+    again = range(9 if backend.is_plugin else 0)
+    assert states[0] == pb.Save.CANCELLED or pb.Save.CANCELLED in (
+        cancel_at(backend, path, 1) for _ in again
+    )
 
 
 def test_progress(backend, folder):

@@ -144,6 +144,9 @@ TEST_P(HostileTest, OnlyItsOwnSaveSuffers) {
   const auto& [deed, phase] = GetParam();
   const std::string content(kBytes, 'h');
   const std::string other_content(kBytes, 'b');
+  const int workers = SaveQueue::Options().workers_per_device;
+  std::vector<std::string> busy;
+  for (int i = 1; i <= workers; ++i) busy.push_back(absl::StrCat("w", i));
   const auto other_stub = v1::CheckpointService::NewStub(NewChannel());
   SharedMemoryClient bystander(other_stub.get());
   SharedMemoryClient hostile(stub_.get());
@@ -155,8 +158,8 @@ TEST_P(HostileTest, OnlyItsOwnSaveSuffers) {
   if (phase == Phase::kQueued) {
     // Each of the workers is held by another save.
     HoldSavesAt(FsOp::kDataSync);
-    for (const char* id : {"w1", "w2"}) Save(id, id, "x");
-    ASSERT_TRUE(gate_.WaitForArrivals(2));
+    for (const std::string& id : busy) Save(id, id, "x");
+    ASSERT_TRUE(gate_.WaitForArrivals(workers));
   } else {
     HoldSavesAt(phase == Phase::kWriting ? FsOp::kWrite : FsOp::kAllocate);
   }
@@ -192,7 +195,7 @@ TEST_P(HostileTest, OnlyItsOwnSaveSuffers) {
   EXPECT_EQ(usage.used_bytes, usage.free_bytes);
   EXPECT_EQ(usage.free_bytes / kBytes, fine);
   std::vector<std::string> names = {"hostile", "other"};
-  if (phase == Phase::kQueued) names.insert(names.end(), {"w1", "w2"});
+  if (phase == Phase::kQueued) names.insert(names.end(), busy.begin(), busy.end());
   EXPECT_EQ(disk_.List(), names);
 }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "server/os/round_up.h"
 #include "server/staging/image.h"
 #include "tests/server/queue/model_run.h"
 
@@ -64,7 +65,7 @@ std::string ModelRun::Difference() {
     return absl::StrCat(pending, " saves and removals should be pending; ", flushed.ToString());
   }
   const Pool::Usage usage = pool_->GetUsage();
-  const uint64_t used = (usage.used_bytes - usage.free_bytes) / Image::kPage;
+  const uint64_t used = (usage.used_bytes - usage.free_bytes) / kPageBytes;
   const size_t names = LeasedImages().size();
   if (used != model_.ImagesInUse() || names != used) {
     return absl::StrCat(model_.ImagesInUse(), " images should be in use; ", used, " are, ", names,

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "server/os/round_up.h"
 #include "server/persist/names.h"
 #include "server/staging/image.h"
 
@@ -83,7 +84,7 @@ void ModelRun::StartAnew() {
   names_.assign(kMaxSaves, "");
   begun_ = 0;
   held_.clear();
-  Start(QueueOptions(), kImages * Image::kPage);
+  Start(QueueOptions(), kImages * kPageBytes);
   fs_.SetBefore([this](const FsCall& call) { return Before(call); });
   Attach();
 }

@@ -13,6 +13,7 @@ namespace ckptd {
 namespace {
 
 using absl::StatusCode;
+using testing::AnyOf;
 using testing::ElementsAre;
 using testing::IsEmpty;
 
@@ -194,7 +195,8 @@ TEST_F(ReadTest, ProgressIsTold) {
   ASSERT_OK(queue_->CommitSave(Name("s")));
   WaitForEnd("s");
   queue_->Unsubscribe(id);
-  EXPECT_THAT(written, ElementsAre(16 << 20, 32 << 20, 40 << 20));
+  // Two pieces are under way at a time, and the last, of 8 MiB, may end before the one before it.
+  EXPECT_THAT(written, ElementsAre(16 << 20, AnyOf(24 << 20, 32 << 20), 40 << 20));
 }
 
 }  // namespace
