@@ -6,6 +6,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <climits>
 #include <cstdint>
@@ -15,7 +17,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "server/os/file_system.h"
+#include "server/os/round_up.h"
 
 namespace ckptd {
 namespace {
@@ -23,6 +28,38 @@ namespace {
 #ifndef MADV_POPULATE_WRITE
 constexpr int MADV_POPULATE_WRITE = 23;  // Linux 5.14; glibc's headers are older in some places
 #endif
+#ifndef MADV_COLLAPSE
+constexpr int MADV_COLLAPSE = 25;  // Linux 6.1
+#endif
+
+// Makes huge pages of what has no pages yet, 512 by one fault, where the mapping allows and the
+// kernel has some at hand: ten times as fast as the same memory page by page. What has pages is
+// left alone: they may be held for direct writes (registered_memory.h), which would go on from
+// those that were moved away.
+void MakeHugePages(uint8_t* data, size_t length) {
+  constexpr size_t kStep = 8 * kHugePage;
+  // What it takes page by page. A kernel that must move others' pages first, or whose own host has
+  // to find the memory, takes longer.
+  constexpr double kPatience = 5e-10;  // seconds for each byte
+  uint8_t* const begin =
+      data + (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
+  const absl::Time enough = absl::Now() + absl::Seconds(kPatience * static_cast<double>(length));
+  for (uint8_t* at = begin; at < data + length && data + length - at >= ptrdiff_t{kHugePage};) {
+    const size_t step =
+        std::min<size_t>(kStep, static_cast<size_t>(data + length - at) / kHugePage * kHugePage);
+    std::array<unsigned char, kStep / kPageBytes> pages;
+    if (mincore(at, step, pages.data()) != 0) return;
+    const auto end = pages.begin() + static_cast<ptrdiff_t>(step / kPageBytes);
+    if (std::any_of(pages.begin(), end, [](unsigned char page) { return (page & 1) != 0; })) return;
+    // A huge page is made where there is at least one page.
+    for (size_t page = 0; page < step; page += kHugePage) {
+      if (madvise(at + page, kPageBytes, MADV_POPULATE_WRITE) != 0) return;
+    }
+    if (madvise(at, step, MADV_COLLAPSE) != 0) return;
+    if (absl::Now() > enough) return;
+    at += step;
+  }
+}
 
 template <typename Call>
 auto Retry(Call call) -> decltype(call()) {
@@ -163,6 +200,7 @@ class PosixFileSystem : public FileSystem {
     return 0;
   }
   int Populate(uint8_t* data, size_t length) override {
+    MakeHugePages(data, length);
     return Retry([&] { return madvise(data, length, MADV_POPULATE_WRITE); });
   }
   int Gather(int fd, off_t offset, size_t length) override;
@@ -170,10 +208,6 @@ class PosixFileSystem : public FileSystem {
     return NewRegisteredMemory(data, length, out);
   }
 };
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25  // Linux 6.1
-#endif
 
 // Through a mapping of its own, as that of the caller may have been moved.
 int PosixFileSystem::Gather(int fd, off_t offset, size_t length) {

@@ -12,8 +12,11 @@
 namespace ckptd {
 namespace {
 
-// The most that io_uring takes as one buffer.
-constexpr size_t kBufferBytes = size_t{1} << 30;
+// A write goes to the device in requests of so many parts at most (254 of virtio's). io_uring makes
+// one part of a huge page, in place of 512, only where all of a buffer are huge (Linux 6.12): small
+// buffers, that the end of the memory, or a place for which there was none, spoils only its own.
+constexpr size_t kBufferBytes = size_t{16} << 20;
+constexpr size_t kMostBuffers = 16384;  // io_uring's own limit
 
 class UringMemory : public RegisteredMemory {
  public:
@@ -30,6 +33,7 @@ class UringMemory : public RegisteredMemory {
 
  private:
   uint8_t* const data_;  // where it was when it was registered
+  size_t buffer_bytes_ = kBufferBytes;
   io_uring ring_ = {};
   bool has_ring_ = false;
   bool registered_ = false;
@@ -46,8 +50,9 @@ int UringMemory::Register() {
     return -EMFILE;
   }
   std::vector<iovec> buffers;
-  for (size_t begin = 0; begin < size(); begin += kBufferBytes) {
-    buffers.push_back({data_ + begin, std::min(kBufferBytes, size() - begin)});
+  while (size() / buffer_bytes_ >= kMostBuffers) buffer_bytes_ *= 2;
+  for (size_t begin = 0; begin < size(); begin += buffer_bytes_) {
+    buffers.push_back({data_ + begin, std::min(buffer_bytes_, size() - begin)});
   }
   const int error =
       io_uring_register_buffers(&ring_, buffers.data(), static_cast<unsigned>(buffers.size()));
@@ -57,8 +62,8 @@ int UringMemory::Register() {
 
 int UringMemory::Begin(int fd, uint64_t offset, size_t length) {
   if (broken_) return -EIO;
-  const size_t buffer = offset / kBufferBytes;
-  const size_t left = std::min<size_t>(size(), (buffer + 1) * kBufferBytes) - offset;
+  const size_t buffer = offset / buffer_bytes_;
+  const size_t left = std::min<size_t>(size(), (buffer + 1) * buffer_bytes_) - offset;
   io_uring_sqe* const request = io_uring_get_sqe(&ring_);
   if (request == nullptr) return -EIO;
   io_uring_prep_write_fixed(request, fd, data_ + offset,

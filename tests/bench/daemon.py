@@ -63,12 +63,13 @@ class Daemon:
 
     def pool_bytes(self):
         """What its images take."""
-        blocks = 0
+        blocks = {}  # by file: one that is moved meanwhile is seen at both places
         for folder, _, files in os.walk(self.pool):
             for name in files:
                 with contextlib.suppress(FileNotFoundError):
-                    blocks += os.lstat(os.path.join(folder, name)).st_blocks
-        return 512 * blocks
+                    file = os.lstat(os.path.join(folder, name))
+                    blocks[file.st_ino] = file.st_blocks
+        return 512 * sum(blocks.values())
 
     def _read_log(self):
         self._log.seek(0)

@@ -2,14 +2,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/os/errors.h"
 #include "server/os/file_system.h"
@@ -227,6 +231,62 @@ TEST(PosixFileSystemTest, KeepsWhatIsMappedOverARemap) {
   ASSERT_EQ(fs->Truncate(file.get(), 4096), 0);
   EXPECT_EQ(fs->Populate(data, 1 << 20), -EFAULT);
   EXPECT_EQ(fs->Unmap(data, 1 << 20), 0);
+}
+
+// How much of the mapping that begins at `data` are huge pages, as the kernel says.
+size_t HugeBytesAt(const uint8_t* data) {
+  std::ifstream maps("/proc/self/smaps");
+  const std::string start = absl::StrCat(absl::Hex(reinterpret_cast<uintptr_t>(data)), "-");
+  std::string line;
+  while (std::getline(maps, line) && !absl::StartsWith(line, start)) {
+  }
+  while (std::getline(maps, line) && !absl::StartsWith(line, "ShmemPmdMapped:")) {
+  }
+  size_t kib = 0;
+  return std::sscanf(line.c_str(), "ShmemPmdMapped: %zu kB", &kib) == 1 ? kib << 10 : 0;
+}
+
+// A file in memory of three huge pages and one small one, mapped.
+class PopulateTest : public testing::Test {
+ protected:
+  static constexpr size_t kSize = 3 * kHugePage + 4096;
+  void SetUp() override {
+    ASSERT_TRUE(file_);
+    ASSERT_EQ(fs_->Truncate(file_.get(), kSize), 0);
+    ASSERT_EQ(fs_->Map(file_.get(), kSize, &data_), 0);
+  }
+  void TearDown() override {
+    if (data_ != nullptr) EXPECT_EQ(fs_->Unmap(data_, kSize), 0);
+  }
+  bool IsAllThere() const {
+    struct stat info = {};
+    return fs_->Stat(file_.get(), &info) == 0 && info.st_blocks * 512 >= ptrdiff_t{kSize};
+  }
+
+  const TempDir dir_{TempDir::Place::kMemory};
+  const std::unique_ptr<FileSystem> fs_ = NewPosixFileSystem();
+  const FileDescriptor file_{fs_.get(), fs_->Open(dir_ / "f", O_RDWR | O_CREAT, 0600)};
+  uint8_t* data_ = nullptr;
+};
+
+TEST_F(PopulateTest, MakesHugePagesOfWhatHasNone) {
+  ASSERT_EQ(fs_->Populate(data_, kSize), 0);
+  EXPECT_TRUE(IsAllThere());
+  EXPECT_EQ(std::count(data_, data_ + kSize, 0), ptrdiff_t{kSize});
+  const size_t found = HugeBytesAt(data_);
+  if (found == 0 && fs_->Gather(file_.get(), 0, 3 * kHugePage) != 0) {
+    GTEST_SKIP() << "this kernel makes no huge pages in shared memory";
+  }
+  EXPECT_EQ(found, 3 * kHugePage);
+}
+
+// They may be held for direct writes.
+TEST_F(PopulateTest, LeavesPagesWhereTheyAre) {
+  data_[kHugePage + 7] = 42;
+  ASSERT_EQ(fs_->Populate(data_, kSize), 0);
+  EXPECT_TRUE(IsAllThere());
+  EXPECT_EQ(data_[kHugePage + 7], 42);
+  EXPECT_EQ(HugeBytesAt(data_), 0);
 }
 
 TEST(PosixFileSystemTest, GatheredPagesAreTheSame) {

@@ -202,7 +202,7 @@ TEST_P(PersisterTest, SyncsTheFoldersAboveIt) {
 
 // What is added to the niceness of whoever makes a call. Nothing is when it is done, and the caller
 // of Persist keeps its own.
-TEST_P(PersisterTest, GivesWayFromTheThirdPieceOn) {
+TEST_P(PersisterTest, GivesWayFromTheFifthPieceOn) {
   const int own = getpriority(PRIO_PROCESS, 0);
   const auto added = [own] { return getpriority(PRIO_PROCESS, 0) - own; };
   std::mutex mu;
@@ -215,18 +215,18 @@ TEST_P(PersisterTest, GivesWayFromTheThirdPieceOn) {
   });
   PersistControl control;
   control.niceness = 3;
-  ASSERT_OK(Persist(Content((48 << 20) + 1, 1), 022, &control));
-  EXPECT_THAT(writes, ElementsAre(0, 0, 3, 3));
+  ASSERT_OK(Persist(Content((80 << 20) + 1, 1), 022, &control));
+  EXPECT_THAT(writes, ElementsAre(0, 0, 0, 0, 3, 3));
   EXPECT_THAT(others, testing::Each(0));
   writes.clear();
-  ASSERT_OK(Persist(Content(32 << 20, 1), 022, &control));
-  EXPECT_THAT(writes, testing::Each(0)) << "there is no third piece";
+  ASSERT_OK(Persist(Content(64 << 20, 1), 022, &control));
+  EXPECT_THAT(writes, testing::Each(0)) << "there is no fifth piece";
   EXPECT_EQ(added(), 0);
 }
 
 TEST_P(PersisterTest, TheSealGivesWayWithTheWriter) {
   const int own = getpriority(PRIO_PROCESS, 0);
-  PageAligned image(Content((48 << 20) + 1, 1));
+  PageAligned image(Content((80 << 20) + 1, 1));
   PersistSource source = image.Source();
   std::vector<int> added;
   source.seal = [&](const std::function<bool(uint64_t)>& sealed) {
@@ -240,7 +240,7 @@ TEST_P(PersisterTest, TheSealGivesWayWithTheWriter) {
   PersistControl control;
   control.niceness = 3;
   ASSERT_OK(Persister(&fs_, {}, TempPrefix("test")).Persist(source, target_, 022, &control));
-  EXPECT_THAT(added, ElementsAre(0, 0, 3, 3));
+  EXPECT_THAT(added, ElementsAre(0, 0, 0, 0, 3, 3));
 }
 
 // ---- Where the file system lacks something ---------------------------------------------------

@@ -59,7 +59,7 @@ class PieceWriterTest : public PersistFixture {
     return writer.Finish();
   }
 
-  const std::string content_ = Content(4 * kPiece + 100, 1);
+  const std::string content_ = Content(6 * kPiece + 100, 1);
   PageAligned image_{content_};
   PersistSource source_ = image_.Source();
   PersistControl control_;
@@ -67,40 +67,40 @@ class PieceWriterTest : public PersistFixture {
   const std::string object_ = "checkpoint x";
 };
 
-TEST_F(PieceWriterTest, BeginsOneWhileAnotherIsInFlight) {
+TEST_F(PieceWriterTest, BeginsOneWhileOthersAreInFlight) {
   ASSERT_OK(WriteAll());
-  EXPECT_EQ(memory_.most_, 2U);
-  EXPECT_THAT(memory_.ends_, ElementsAre(1, 2, 3, 4, 0));
+  EXPECT_EQ(memory_.most_, RegisteredMemory::kInFlight);
+  EXPECT_THAT(memory_.ends_, ElementsAre(3, 4, 5, 6, 2, 1, 0));
   EXPECT_EQ(control_.written, content_.size());
 }
 
 TEST_F(PieceWriterTest, WaitsForWhatIsInFlightWhereItFails) {
-  memory_.failing_ = kPiece;
+  memory_.failing_ = 3 * kPiece;
   memory_.result_ = -ENOSPC;
   EXPECT_THAT(WriteAll(), IsError(StatusCode::kResourceExhausted, "STORAGE_FULL"));
-  EXPECT_THAT(memory_.ends_, ElementsAre(1, 0)) << "the first one is waited for, and no third";
+  EXPECT_THAT(memory_.ends_, ElementsAre(3, 2, 1, 0)) << "those are waited for, and no fifth";
 }
 
 // From where it could not be begun, or was not all written, on.
 TEST_F(PieceWriterTest, WritesTheRestAsEver) {
   for (const ssize_t result : {ssize_t{-EIO}, ssize_t{-EINVAL}, ssize_t{0}, ssize_t{512}}) {
-    memory_.failing_ = 2 * kPiece;
+    memory_.failing_ = 3 * kPiece;
     memory_.result_ = result;
     memory_.ends_.clear();
     control_.written = 0;
     ASSERT_OK(WriteAll());
-    EXPECT_THAT(memory_.ends_, ElementsAre(1, 2, 0)) << result;
+    EXPECT_THAT(memory_.ends_, ElementsAre(3, 2, 1, 0)) << result;
     EXPECT_EQ(control_.written, content_.size());
     const std::string file = ReadFile(target_.path);
-    for (const uint64_t piece : {2, 3}) {
+    for (const uint64_t piece : {3, 4, 5}) {
       EXPECT_TRUE(file.substr(piece * kPiece, kPiece) == content_.substr(piece * kPiece, kPiece));
     }
   }
   memory_.failing_ = ScriptedMemory::kNone;
-  memory_.refused_ = 3 * kPiece;
+  memory_.refused_ = 5 * kPiece;
   memory_.ends_.clear();
   ASSERT_OK(WriteAll());
-  EXPECT_THAT(memory_.ends_, ElementsAre(1, 2, 0));
+  EXPECT_THAT(memory_.ends_, ElementsAre(3, 4, 2, 1, 0));
 }
 
 }  // namespace

@@ -189,6 +189,7 @@ TEST_F(HostedTest, EndsWithTheLastThatNeedsIt) {
 TEST_F(HostedTest, GoesOnInTheNextDaemon) {
   SaveTo("a", "s3://bucket/a");
   ASSERT_OK(RemoveAt("s3://bucket/b", /*wait=*/false));
+  StopAll();
   hosts_.Remove(host_);
   Restart();
   ASSERT_OK(hosts_.Check(host_));

@@ -286,7 +286,7 @@ class NicenessTest : public QueueTest {
   int WhatIsAdded() const { return getpriority(PRIO_PROCESS, 0) - own_; }
 
   static constexpr size_t kLastPiece = 4096;
-  static constexpr size_t kSize = (size_t{32} << 20) + kLastPiece;
+  static constexpr size_t kSize = (size_t{64} << 20) + kLastPiece;
   const std::string content_ = std::string(kSize, 'x');
   const int own_ = getpriority(PRIO_PROCESS, 0);
 

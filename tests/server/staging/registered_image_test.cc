@@ -38,8 +38,11 @@ class RegisteredImageTest : public PoolTest {
     EXPECT_NE(memory, nullptr);
     if (memory == nullptr) return "";
     const size_t held = std::min<size_t>(memory->size(), image->capacity());
-    EXPECT_EQ(memory->Begin(fd, 0, held), 0);
-    EXPECT_EQ(memory->End().result, static_cast<ssize_t>(held));
+    for (size_t at = 0; at < held; at += 16 * kMiB) {
+      const size_t length = std::min<size_t>(16 * kMiB, held - at);
+      EXPECT_EQ(memory->Begin(fd, at, length), 0);
+      EXPECT_EQ(memory->End().result, static_cast<ssize_t>(length));
+    }
     const size_t rest = image->capacity() - held;
     EXPECT_EQ(pwrite(fd, image->data() + held, rest, static_cast<off_t>(held)),
               static_cast<ssize_t>(rest));
@@ -70,16 +73,23 @@ TEST_F(RegisteredImageTest, ALengthThatChangesInTheLastPageChangesNothing) {
 }
 
 TEST_F(RegisteredImageTest, AFewPagesMoreAreNotHeldAndThoseThatWentAreNoLonger) {
-  constexpr uint64_t kSize = 16 * kMiB;
-  constexpr uint64_t kFew = kMiB / 8;
   char c = 'a';
-  for (const uint64_t other :
-       {kSize, kSize - 8192, kSize + 4096, kSize + kFew, kSize - kFew, kSize}) {
-    auto image = Filled(other, ++c);
-    EXPECT_TRUE(Stored(image.get()) == std::string(other, c)) << other;
+  const auto store = [&](uint64_t size) {
+    auto image = Filled(size, ++c);
+    EXPECT_TRUE(Stored(image.get()) == std::string(size, c)) << size;
     pool_->Release(std::move(image));
+  };
+  constexpr uint64_t kFew = kMiB / 64;
+  constexpr uint64_t kSmall = 2 * kMiB - 2 * kFew;
+  for (const uint64_t size :
+       {kSmall, kSmall - 8192, kSmall + 4096, kSmall + kFew, kSmall - kFew, kSmall}) {
+    store(size);
   }
   EXPECT_EQ(Registrations(), 1);
+  // One that is cut within a huge page is mapped anew, which counts as a change of its pages.
+  for (const uint64_t size : {16 * kMiB, 16 * kMiB - 8192, 16 * kMiB + 4096, 16 * kMiB}) {
+    store(size);
+  }
 }
 
 TEST_F(RegisteredImageTest, OneThatGrowsOrShrinksByMuchIsHeldAnew) {
