@@ -196,8 +196,7 @@ TEST_F(ReadTest, ProgressIsTold) {
   WaitForEnd("s");
   queue_->Unsubscribe(id);
   // All three pieces are under way at a time, and the last, of 8 MiB, may end before the others.
-  EXPECT_THAT(written,
-              ElementsAre(AnyOf(8 << 20, 16 << 20), AnyOf(24 << 20, 32 << 20), 40 << 20));
+  EXPECT_THAT(written, ElementsAre(AnyOf(8 << 20, 16 << 20), AnyOf(24 << 20, 32 << 20), 40 << 20));
 }
 
 }  // namespace
