@@ -24,7 +24,9 @@ def send_buffers(path):
     return sizes
 
 
-def test_only_streams_widen_it(daemon, tmp_path):
+# With a daemon of its own: clients of other tests may still be connected to the one that all share.
+def test_only_streams_widen_it(make_daemon, tmp_path):
+    daemon = make_daemon()
     state = {"w": torch.arange(1000)}
     path = daemon.address[len("unix:") :]
     with socket.socket(socket.AF_UNIX) as fresh:
