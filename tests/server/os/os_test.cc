@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -14,7 +13,9 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "server/os/errors.h"
 #include "server/os/file_system.h"
 #include "server/os/memory_limit.h"
@@ -242,8 +243,9 @@ size_t HugeBytesAt(const uint8_t* data) {
   }
   while (std::getline(maps, line) && !absl::StartsWith(line, "ShmemPmdMapped:")) {
   }
+  const std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
   size_t kib = 0;
-  return std::sscanf(line.c_str(), "ShmemPmdMapped: %zu kB", &kib) == 1 ? kib << 10 : 0;
+  return words.size() == 3 && absl::SimpleAtoi(words[1], &kib) ? kib << 10 : 0;
 }
 
 // A file in memory of three huge pages and one small one, mapped.
