@@ -52,7 +52,7 @@ struct Options {
 
   // How far a save that is written alone gives way to everything else that wants the processor, as
   // nice(1) counts it, from 0 to 19; on top of the daemon's own. See docs/performance.md.
-  int persist_nice = 15;
+  int persist_nice = 17;
 
   // End after that long without a client and without work; 0: never.
   absl::Duration idle_exit = absl::ZeroDuration();

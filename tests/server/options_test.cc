@@ -86,7 +86,7 @@ TEST_F(OptionsTest, Defaults) {
   EXPECT_EQ(options.drain_timeout, absl::Minutes(5));
   EXPECT_EQ(options.idle_exit, absl::ZeroDuration());
   EXPECT_EQ(options.idle_trim, absl::Minutes(10));
-  EXPECT_EQ(options.persist_nice, 15);
+  EXPECT_EQ(options.persist_nice, 17);
   EXPECT_EQ(options.log_level, "info");
 }
 
