@@ -89,8 +89,9 @@ class FileSystem {
   // Changes a mapping's length; it may move. Pages that stay need not be faulted in again.
   virtual int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) = 0;
   // Faults pages in, for writing: huge ones where there are none yet and the kernel has some at
-  // hand. Pages that are there stay where they are. -EFAULT where the file system has no room.
-  virtual int Populate(uint8_t* data, size_t length) = 0;
+  // hand: `huge` says whether all are that can be. Pages that are there stay where they are.
+  // -EFAULT where the file system has no room.
+  virtual int Populate(uint8_t* data, size_t length, bool* huge) = 0;
   // Moves pages of a file in tmpfs, all of which must be there, into huge ones, as far as the
   // kernel has any: what is contiguous is read and written in fewer requests. `offset` and `length`
   // are multiples of kHugePage. Takes one to four times as long as to fault them in. -EINVAL where

@@ -35,30 +35,36 @@ constexpr int MADV_COLLAPSE = 25;  // Linux 6.1
 // Makes huge pages of what has no pages yet, 512 by one fault, where the mapping allows and the
 // kernel has some at hand: ten times as fast as the same memory page by page. What has pages is
 // left alone: they may be held for direct writes (registered_memory.h), which would go on from
-// those that were moved away.
-void MakeHugePages(uint8_t* data, size_t length) {
+// those that were moved away. Whether there are huge pages wherever one fits.
+bool MakeHugePages(uint8_t* data, size_t length) {
   constexpr size_t kStep = 8 * kHugePage;
-  // What it takes page by page. A kernel that must move others' pages first, or whose own host has
-  // to find the memory, takes longer.
-  constexpr double kPatience = 5e-10;  // seconds for each byte
+  // Twice what it takes page by page. A kernel that must move others' pages first, or whose own
+  // host has to find the memory, takes longer: it does so from the first step on.
+  constexpr double kPatience = 1e-9;  // seconds for each byte
   uint8_t* const begin =
       data + (kHugePage - reinterpret_cast<uintptr_t>(data) % kHugePage) % kHugePage;
-  const absl::Time enough = absl::Now() + absl::Seconds(kPatience * static_cast<double>(length));
+  const absl::Time start = absl::Now();
   for (uint8_t* at = begin; at < data + length && data + length - at >= ptrdiff_t{kHugePage};) {
     const size_t step =
         std::min<size_t>(kStep, static_cast<size_t>(data + length - at) / kHugePage * kHugePage);
     std::array<unsigned char, kStep / kPageBytes> pages;
-    if (mincore(at, step, pages.data()) != 0) return;
+    if (mincore(at, step, pages.data()) != 0) return false;
     const auto end = pages.begin() + static_cast<ptrdiff_t>(step / kPageBytes);
-    if (std::any_of(pages.begin(), end, [](unsigned char page) { return (page & 1) != 0; })) return;
+    if (std::any_of(pages.begin(), end, [](unsigned char page) { return (page & 1) != 0; })) {
+      return false;
+    }
     // A huge page is made where there is at least one page.
     for (size_t page = 0; page < step; page += kHugePage) {
-      if (madvise(at + page, kPageBytes, MADV_POPULATE_WRITE) != 0) return;
+      if (madvise(at + page, kPageBytes, MADV_POPULATE_WRITE) != 0) return false;
     }
-    if (madvise(at, step, MADV_COLLAPSE) != 0) return;
-    if (absl::Now() > enough) return;
+    if (madvise(at, step, MADV_COLLAPSE) != 0) return false;
     at += step;
+    const auto done = static_cast<double>(at - begin);
+    if (absl::Now() - start > absl::Seconds(kPatience * done)) {
+      return static_cast<size_t>(data + length - at) < kHugePage;
+    }
   }
+  return true;
 }
 
 template <typename Call>
@@ -199,8 +205,8 @@ class PosixFileSystem : public FileSystem {
     *out = static_cast<uint8_t*>(moved);
     return 0;
   }
-  int Populate(uint8_t* data, size_t length) override {
-    MakeHugePages(data, length);
+  int Populate(uint8_t* data, size_t length, bool* huge) override {
+    *huge = MakeHugePages(data, length);
     return Retry([&] { return madvise(data, length, MADV_POPULATE_WRITE); });
   }
   int Gather(int fd, off_t offset, size_t length) override;

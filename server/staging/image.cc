@@ -242,9 +242,11 @@ absl::Status Image::Resize(uint64_t size) {
     return absl::OkStatus();
   }
   const uint64_t added = new_capacity - old_capacity;
-  if (int error = fs_->Populate(data_ + old_capacity, added); error < 0) {
+  bool huge = true;
+  if (int error = fs_->Populate(data_ + old_capacity, added, &huge); error < 0) {
     return PoolError(dir_, absl::StrCat("fault in ", added, " bytes of an image"), -error);
   }
+  if (!huge) scattered_ = true;
   NoteOwnChange();
   return absl::OkStatus();
 }

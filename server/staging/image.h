@@ -55,6 +55,11 @@ class Image {
   // Holds the image's pages ready for direct writes, or most of them: what Resize adds later, and
   // what it has taken away, may not be. 0, or -errno.
   int Register();
+  // Lets go of them: to be called before they are moved.
+  void Unregister() { registered_.reset(); }
+  // Whether some of its memory is in small pages that could be in huge ones.
+  bool scattered() const { return scattered_; }
+  void NoteGathered() { scattered_ = false; }
 
   // What a client may do to the file while it has it open. Uncut: no byte of the image was lost, as
   // far as its length and the faults of its readers tell. Whole: it also has just its length and
@@ -119,6 +124,7 @@ class Image {
   timespec registered_mtime_ = {};
   absl::optional<FileId> holds_;
   std::string session_;
+  bool scattered_ = false;
   bool has_note_ = false;
   bool leave_ = false;
   bool shown_ = false;

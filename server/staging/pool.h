@@ -174,8 +174,14 @@ class Pool {
   Usage UsageLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status FullError(uint64_t size) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveUpRoom(uint64_t capacity) ABSL_LOCKS_EXCLUDED(mu_);
+  // A free image that a wish asks for and whose pages are still to be gathered; free_.end() if
+  // there is none.
+  std::list<std::unique_ptr<Image>>::iterator FindScattered() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::unique_ptr<Image> TakeScattered() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WarmLoop() ABSL_LOCKS_EXCLUDED(mu_);
-  void GatherPages(const Image& image) ABSL_LOCKS_EXCLUDED(mu_);
+  void Warm(uint64_t capacity) ABSL_LOCKS_EXCLUDED(mu_);
+  // Whether it was done, or need not be tried again.
+  bool GatherPages(const Image& image) ABSL_LOCKS_EXCLUDED(mu_);
 
   FileSystem* const fs_;
   const Options options_;

@@ -51,7 +51,7 @@ absl::StatusOr<Pool::Reserved> Pool::Reserve(const std::string& owner, uint64_t 
   wishes_[owner] = {capacity, count};
   changed_.SignalAll();
   while (wait && !cancel && !stopping_ && wishes_.count(owner) != 0) {
-    const bool idle = warming_.empty() && NextToWarm() == 0;
+    const bool idle = warming_.empty() && NextToWarm() == 0 && FindScattered() == free_.end();
     if (idle || changed_.WaitWithDeadline(&mu_, deadline)) break;
   }
   return Reserved{CountReady(capacity), Tell(owner, capacity, count)};
@@ -88,58 +88,99 @@ uint64_t Pool::NextToWarm() const {
   return 0;
 }
 
+std::list<std::unique_ptr<Image>>::iterator Pool::FindScattered() {
+  auto it = free_.begin();
+  while (it != free_.end() && !((*it)->scattered() && CountWished((*it)->capacity()) > 0)) ++it;
+  return it;
+}
+
+// It is on its way, as one that is being made: a save that wants it waits.
+std::unique_ptr<Image> Pool::TakeScattered() {
+  const auto it = FindScattered();
+  if (it == free_.end()) return nullptr;
+  std::unique_ptr<Image> image = std::move(*it);
+  free_.erase(it);
+  warming_.insert(image->capacity());
+  return image;
+}
+
 void Pool::WarmLoop() {
   for (;;) {
     uint64_t capacity = 0;
+    std::unique_ptr<Image> scattered;
     {
       std::vector<std::unique_ptr<Image>> doomed;
       absl::MutexLock lock(&mu_);
-      while (!stopping_ && (capacity = NextToWarm()) == 0) changed_.Wait(&mu_);
-      if (stopping_) return;
-      if (!MakeRoom(capacity, true, &doomed)) continue;
-      used_bytes_ += capacity;
-      warming_.insert(capacity);
-    }
-    auto image = Image::Create(fs_, options_.dir, next_id_++, capacity);
-    if (image.ok()) {  // with a name, by which its next owner finds it
-      GatherPages(**image);
-      if (absl::Status status = (*image)->Park(); !status.ok()) image = status;
-    }
-    absl::MutexLock lock(&mu_);
-    warming_.erase(warming_.find(capacity));
-    if (image.ok()) {
-      free_.push_front(*std::move(image));
-    } else {
-      used_bytes_ -= capacity;
-      spdlog::warn("reserve: {}", std::string(image.status().message()));
-      // Or it would be tried again and again.
-      for (auto it = wishes_.begin(); it != wishes_.end();) {
-        it = Near(it->second.capacity, capacity) ? wishes_.erase(it) : std::next(it);
+      // While a save waits, one that was taken would come back at once.
+      while (!stopping_ && (capacity = NextToWarm()) == 0 &&
+             (!waiting_.empty() || (scattered = TakeScattered()) == nullptr)) {
+        changed_.Wait(&mu_);
+      }
+      if (stopping_ && scattered == nullptr) return;
+      if (scattered == nullptr) {
+        if (!MakeRoom(capacity, true, &doomed)) continue;
+        used_bytes_ += capacity;
+        warming_.insert(capacity);
       }
     }
+    if (scattered == nullptr) {
+      Warm(capacity);
+      continue;
+    }
+    scattered->Unregister();
+    if (GatherPages(*scattered)) scattered->NoteGathered();
+    absl::MutexLock lock(&mu_);
+    warming_.erase(warming_.find(scattered->capacity()));
+    free_.push_front(std::move(scattered));
     changed_.SignalAll();
   }
 }
 
-void Pool::GatherPages(const Image& image) {
+// For a wish; its room is taken.
+void Pool::Warm(uint64_t capacity) {
+  auto image = Image::Create(fs_, options_.dir, next_id_++, capacity);
+  if (image.ok()) {  // with a name, by which its next owner finds it
+    if (GatherPages(**image)) (*image)->NoteGathered();
+    if (absl::Status status = (*image)->Park(); !status.ok()) image = status;
+  }
+  absl::MutexLock lock(&mu_);
+  warming_.erase(warming_.find(capacity));
+  if (image.ok()) {
+    free_.push_front(*std::move(image));
+  } else {
+    used_bytes_ -= capacity;
+    spdlog::warn("reserve: {}", std::string(image.status().message()));
+    // Or it would be tried again and again.
+    for (auto it = wishes_.begin(); it != wishes_.end();) {
+      it = Near(it->second.capacity, capacity) ? wishes_.erase(it) : std::next(it);
+    }
+  }
+  changed_.SignalAll();
+}
+
+bool Pool::GatherPages(const Image& image) {
   // A call for each huge page would cost several times as much.
   constexpr uint64_t kStep = 8 * kHugePage;
   const uint64_t end = image.capacity() / kHugePage * kHugePage;
   // Where memory is in small parts the kernel moves others' pages first, for a long time.
   const absl::Time enough = absl::Now() + absl::Seconds(4e-9 * static_cast<double>(end));
   bool moved = false;
+  bool stopped = false;
   for (uint64_t at = 0; at < end && absl::Now() < enough; at += kStep) {
     {
       // Whoever waits for memory is better off with small pages than without.
       absl::MutexLock lock(&mu_);
-      if (stopping_ || !waiting_.empty()) break;
+      stopped = stopping_ || !waiting_.empty();
     }
+    if (stopped) break;
     const int error = fs_->Gather(image.fd(), static_cast<off_t>(at), std::min(kStep, end - at));
     if (error == -EINVAL) break;
     moved = true;  // some of them even where it has failed
   }
   // Else the first store to each would be a change of the file, for which it is registered anew.
-  if (moved) fs_->Populate(image.data(), image.capacity());
+  bool huge = true;
+  if (moved) fs_->Populate(image.data(), image.capacity(), &huge);
+  return !stopped;
 }
 
 }  // namespace ckptd

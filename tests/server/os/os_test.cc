@@ -224,13 +224,14 @@ TEST(PosixFileSystemTest, KeepsWhatIsMappedOverARemap) {
   ASSERT_EQ(fs->Truncate(file.get(), 1 << 20), 0);
   uint8_t* data = nullptr;
   ASSERT_EQ(fs->Map(file.get(), 4096, &data), 0);
-  ASSERT_EQ(fs->Populate(data, 4096), 0);
+  bool huge = false;
+  ASSERT_EQ(fs->Populate(data, 4096, &huge), 0);
   data[7] = 42;
   ASSERT_EQ(fs->Remap(data, 4096, 1 << 20, &data), 0);
   EXPECT_EQ(data[7], 42);
   // Behind the end of the file there is no page to be had.
   ASSERT_EQ(fs->Truncate(file.get(), 4096), 0);
-  EXPECT_EQ(fs->Populate(data, 1 << 20), -EFAULT);
+  EXPECT_EQ(fs->Populate(data, 1 << 20, &huge), -EFAULT);
   EXPECT_EQ(fs->Unmap(data, 1 << 20), 0);
 }
 
@@ -272,20 +273,23 @@ class PopulateTest : public testing::Test {
 };
 
 TEST_F(PopulateTest, MakesHugePagesOfWhatHasNone) {
-  ASSERT_EQ(fs_->Populate(data_, kSize), 0);
+  bool huge = false;
+  ASSERT_EQ(fs_->Populate(data_, kSize, &huge), 0);
   EXPECT_TRUE(IsAllThere());
   EXPECT_EQ(std::count(data_, data_ + kSize, 0), ptrdiff_t{kSize});
   const size_t found = HugeBytesAt(data_);
   if (found == 0 && fs_->Gather(file_.get(), 0, 3 * kHugePage) != 0) {
     GTEST_SKIP() << "this kernel makes no huge pages in shared memory";
   }
-  EXPECT_EQ(found, 3 * kHugePage);
+  EXPECT_EQ(found == 3 * kHugePage, huge);
 }
 
 // They may be held for direct writes.
 TEST_F(PopulateTest, LeavesPagesWhereTheyAre) {
   data_[kHugePage + 7] = 42;
-  ASSERT_EQ(fs_->Populate(data_, kSize), 0);
+  bool huge = true;
+  ASSERT_EQ(fs_->Populate(data_, kSize, &huge), 0);
+  EXPECT_FALSE(huge);
   EXPECT_TRUE(IsAllThere());
   EXPECT_EQ(data_[kHugePage + 7], 42);
   EXPECT_EQ(HugeBytesAt(data_), 0);

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <thread>
 
 #include "server/staging/pool.h"
@@ -169,6 +171,30 @@ TEST_F(PoolReserveTest, WhatIsWarmedIsGathered) {
   EXPECT_EQ(fs_.Count(FsOp::kGather), 3);  // in steps of 16 MiB
   pool_->Release(Acquire(2 * kMiB));
   EXPECT_EQ(fs_.Count(FsOp::kGather), 3) << "a save waits for it";
+}
+
+// One that was made for a save that waited, where the kernel had no huge pages at hand.
+TEST_F(PoolReserveTest, AScatteredImageIsGatheredOnceSomebodyAsksForIt) {
+  MakePool(64 * kMiB);
+  fs_.SetBefore([](FsCall& call) -> std::optional<int64_t> {
+    if (call.op == FsOp::kPopulate) return 0;  // pages come one by one, as they are written to
+    return std::nullopt;
+  });
+  std::unique_ptr<Image> image = Acquire(40 * kMiB);
+  const uint64_t id = image->id();
+  std::memset(image->data(), 'x', image->capacity());
+  image->Register();
+  pool_->Release(std::move(image));
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 0);
+  EXPECT_EQ(Reserve("a", 40 * kMiB, 1), 1);
+  EXPECT_EQ(fs_.Count(FsOp::kGather), 3);
+  image = Acquire(40 * kMiB);
+  EXPECT_EQ(image->id(), id);
+  EXPECT_FALSE(image->scattered());
+  EXPECT_EQ(image->registered(), nullptr) << "what is held may have been moved";
+  EXPECT_EQ(std::count(image->data(), image->data() + image->capacity(), 'x'),
+            static_cast<int64_t>(image->capacity()));
+  pool_->Release(std::move(image));
 }
 
 TEST_F(PoolReserveTest, PagesThatCannotBeGatheredAreAsGood) {

@@ -250,9 +250,10 @@ int FaultyFileSystem::Remap(uint8_t* data, size_t old_length, size_t new_length,
     return base_->Remap(data, old_length, new_length, out);
   }));
 }
-int FaultyFileSystem::Populate(uint8_t* data, size_t length) {
+int FaultyFileSystem::Populate(uint8_t* data, size_t length, bool* huge) {
+  *huge = false;  // where another answer is given in its place
   return static_cast<int>(Do(OnFile(FsOp::kPopulate, -1, length),
-                             [&](auto&) { return base_->Populate(data, length); }));
+                             [&](auto&) { return base_->Populate(data, length, huge); }));
 }
 
 int FaultyFileSystem::Gather(int fd, off_t offset, size_t length) {

@@ -365,7 +365,9 @@ int MemoryFileSystem::Remap(uint8_t* /*data*/, size_t /*old_length*/, size_t /*n
                             uint8_t** /*out*/) {
   return -ENODEV;
 }
-int MemoryFileSystem::Populate(uint8_t* /*data*/, size_t /*length*/) { return -EINVAL; }
+int MemoryFileSystem::Populate(uint8_t* /*data*/, size_t /*length*/, bool* /*huge*/) {
+  return -EINVAL;
+}
 int MemoryFileSystem::Gather(int /*fd*/, off_t /*offset*/, size_t /*length*/) { return -EINVAL; }
 int MemoryFileSystem::Register(uint8_t* /*data*/, size_t /*length*/,
                                std::unique_ptr<RegisteredMemory>* /*out*/) {

@@ -86,7 +86,7 @@ class MemoryFileSystem : public FileSystem {
   int Map(int fd, size_t length, uint8_t** out) override;
   int Unmap(uint8_t* data, size_t length) override;
   int Remap(uint8_t* data, size_t old_length, size_t new_length, uint8_t** out) override;
-  int Populate(uint8_t* data, size_t length) override;
+  int Populate(uint8_t* data, size_t length, bool* huge) override;
   int Gather(int fd, off_t offset, size_t length) override;
   int Register(uint8_t* data, size_t length, std::unique_ptr<RegisteredMemory>* out) override;
 
