@@ -12,10 +12,6 @@
 namespace ckptd {
 namespace {
 
-// A write goes to the device in requests of so many parts at most (254 of virtio's). io_uring makes
-// one part of a huge page, in place of 512, only where all of a buffer are huge (Linux 6.12): small
-// buffers, that the end of the memory, or a place for which there was none, spoils only its own.
-constexpr size_t kBufferBytes = size_t{16} << 20;
 constexpr size_t kMostBuffers = 16384;  // io_uring's own limit
 
 class UringMemory : public RegisteredMemory {
@@ -33,7 +29,11 @@ class UringMemory : public RegisteredMemory {
 
  private:
   uint8_t* const data_;  // where it was when it was registered
-  size_t buffer_bytes_ = kBufferBytes;
+  // A write goes to the device in requests of so many parts at most (254 of virtio's). io_uring
+  // makes one part of a huge page, in place of 512, only where all of a buffer are huge
+  // (Linux 6.12): small buffers, that the end of the memory, or a place for which there was none,
+  // spoils only its own.
+  size_t buffer_bytes_ = kPartBytes;
   io_uring ring_ = {};
   bool has_ring_ = false;
   bool registered_ = false;

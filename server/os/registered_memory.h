@@ -19,6 +19,8 @@ class RegisteredMemory {
   // While one is written the next ones are begun: the device has something to do even where the
   // thread that writes has to wait for a processor.
   static constexpr size_t kInFlight = 4;
+  // What crosses a multiple of this may be written up to there.
+  static constexpr size_t kPartBytes = size_t{16} << 20;
 
   explicit RegisteredMemory(size_t size) : held_(size), size_(size) {}
   virtual ~RegisteredMemory() = default;
@@ -39,9 +41,8 @@ class RegisteredMemory {
   };
 
   // Begins to write `length` bytes at `offset` of the memory, no further than its size, to that
-  // place of a file that was opened for direct writing; what crosses a multiple of 16 MiB may be
-  // written up to there. At most kInFlight may be begun and not ended. -errno if it was not begun;
-  // -EIO may mean that an ordinary write would do.
+  // place of a file that was opened for direct writing. At most kInFlight may be begun and not
+  // ended. -errno if it was not begun; -EIO may mean that an ordinary write would do.
   virtual int Begin(int fd, uint64_t offset, size_t length) = 0;
   // Waits until one of them has ended, in whichever order they do; until then the kernel reads the
   // memory. To be called once for each that was begun.

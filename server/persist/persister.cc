@@ -55,7 +55,7 @@ absl::Status ImageChanged(const std::string& object) {
 
 namespace {
 
-constexpr uint64_t kPieceBytes = uint64_t{16} << 20;  // RegisteredMemory takes as much at once
+constexpr uint64_t kPieceBytes = RegisteredMemory::kPartBytes;
 // As many are begun before anything gives way: the storage has something to do from the first.
 constexpr uint64_t kPromptBytes = RegisteredMemory::kInFlight * kPieceBytes;
 

@@ -180,8 +180,8 @@ class Pool {
   std::unique_ptr<Image> TakeScattered() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WarmLoop() ABSL_LOCKS_EXCLUDED(mu_);
   void Warm(uint64_t capacity) ABSL_LOCKS_EXCLUDED(mu_);
-  // Whether it was done, or need not be tried again.
-  bool GatherPages(const Image& image) ABSL_LOCKS_EXCLUDED(mu_);
+  // Stops where somebody waits for memory; the image is scattered still then.
+  void GatherPages(Image* image) ABSL_LOCKS_EXCLUDED(mu_);
 
   FileSystem* const fs_;
   const Options options_;

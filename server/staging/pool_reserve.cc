@@ -116,7 +116,7 @@ void Pool::WarmLoop() {
              (!waiting_.empty() || (scattered = TakeScattered()) == nullptr)) {
         changed_.Wait(&mu_);
       }
-      if (stopping_ && scattered == nullptr) return;
+      if (stopping_) return;
       if (scattered == nullptr) {
         if (!MakeRoom(capacity, true, &doomed)) continue;
         used_bytes_ += capacity;
@@ -127,8 +127,7 @@ void Pool::WarmLoop() {
       Warm(capacity);
       continue;
     }
-    scattered->Unregister();
-    if (GatherPages(*scattered)) scattered->NoteGathered();
+    GatherPages(scattered.get());
     absl::MutexLock lock(&mu_);
     warming_.erase(warming_.find(scattered->capacity()));
     free_.push_front(std::move(scattered));
@@ -140,7 +139,7 @@ void Pool::WarmLoop() {
 void Pool::Warm(uint64_t capacity) {
   auto image = Image::Create(fs_, options_.dir, next_id_++, capacity);
   if (image.ok()) {  // with a name, by which its next owner finds it
-    if (GatherPages(**image)) (*image)->NoteGathered();
+    GatherPages(image->get());
     if (absl::Status status = (*image)->Park(); !status.ok()) image = status;
   }
   absl::MutexLock lock(&mu_);
@@ -158,10 +157,11 @@ void Pool::Warm(uint64_t capacity) {
   changed_.SignalAll();
 }
 
-bool Pool::GatherPages(const Image& image) {
+void Pool::GatherPages(Image* image) {
+  image->Unregister();
   // A call for each huge page would cost several times as much.
   constexpr uint64_t kStep = 8 * kHugePage;
-  const uint64_t end = image.capacity() / kHugePage * kHugePage;
+  const uint64_t end = image->capacity() / kHugePage * kHugePage;
   // Where memory is in small parts the kernel moves others' pages first, for a long time.
   const absl::Time enough = absl::Now() + absl::Seconds(4e-9 * static_cast<double>(end));
   bool moved = false;
@@ -173,14 +173,14 @@ bool Pool::GatherPages(const Image& image) {
       stopped = stopping_ || !waiting_.empty();
     }
     if (stopped) break;
-    const int error = fs_->Gather(image.fd(), static_cast<off_t>(at), std::min(kStep, end - at));
+    const int error = fs_->Gather(image->fd(), static_cast<off_t>(at), std::min(kStep, end - at));
     if (error == -EINVAL) break;
     moved = true;  // some of them even where it has failed
   }
   // Else the first store to each would be a change of the file, for which it is registered anew.
   bool huge = true;
-  if (moved) fs_->Populate(image.data(), image.capacity(), &huge);
-  return !stopped;
+  if (moved) fs_->Populate(image->data(), image->capacity(), &huge);
+  if (!stopped) image->NoteGathered();
 }
 
 }  // namespace ckptd

@@ -9,7 +9,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "server/os/round_up.h"
-#include "server/staging/image.h"
 #include "tests/server/queue/model_run.h"
 
 namespace ckptd {

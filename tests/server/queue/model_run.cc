@@ -12,7 +12,6 @@
 #include "absl/time/clock.h"
 #include "server/os/round_up.h"
 #include "server/persist/names.h"
-#include "server/staging/image.h"
 
 namespace ckptd {
 namespace {

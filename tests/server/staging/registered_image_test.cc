@@ -38,8 +38,8 @@ class RegisteredImageTest : public PoolTest {
     EXPECT_NE(memory, nullptr);
     if (memory == nullptr) return "";
     const size_t held = std::min<size_t>(memory->size(), image->capacity());
-    for (size_t at = 0; at < held; at += 16 * kMiB) {
-      const size_t length = std::min<size_t>(16 * kMiB, held - at);
+    for (size_t at = 0; at < held; at += RegisteredMemory::kPartBytes) {
+      const size_t length = std::min(RegisteredMemory::kPartBytes, held - at);
       EXPECT_EQ(memory->Begin(fd, at, length), 0);
       EXPECT_EQ(memory->End().result, static_cast<ssize_t>(length));
     }
